@@ -1,0 +1,24 @@
+//! Every limit of the store, in one place, with what derives from them and what must hold between them.
+
+/// Longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 65_535;
+/// Default of `--max-value`, in bytes.
+pub const VALUE_BYTES_MAX_DEFAULT: u64 = 16 << 20;
+/// Largest `--max-value` that can be asked for, in bytes.
+pub const VALUE_BYTES_MAX_LIMIT: u64 = 64 << 20;
+/// Room a frame needs beyond its key and its value: version, request number, variant and lengths.
+pub const FRAME_OVERHEAD_BYTES_MAX: usize = 64;
+/// Most worker threads of a data server.
+pub const WORKERS_MAX: usize = 64;
+/// Default of `--max-connections`.
+pub const CONNECTIONS_MAX_DEFAULT: u32 = 10_000;
+/// Most connection slots a segment has room for; the largest `--max-connections`.
+pub const CONNECTIONS_MAX_LIMIT: u32 = 65_536;
+/// Default of `--capacity`, in bytes.
+pub const CAPACITY_BYTES_DEFAULT: u64 = 1 << 30;
+/// Smallest capacity of a segment, in bytes.
+pub const CAPACITY_BYTES_MIN: u64 = 16 << 20;
+/// Largest capacity of a segment, in bytes.
+pub const CAPACITY_BYTES_MAX: u64 = 1 << 40;
+/// Longest instance name, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;

@@ -1,0 +1,1 @@
+//! The fd_passing module.

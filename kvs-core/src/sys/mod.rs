@@ -1,0 +1,13 @@
+//! The unsafe floor of the crate: everything that talks to the kernel or to raw memory, each with a safe face.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`memory`] | a mapping seen as 8-byte atomic words, bounds-checked |
+//! | [`robust_mutex`] | the process-shared lock that tells when its owner died |
+//! | [`fd_passing`] | descriptors through a unix socket (`SCM_RIGHTS`) |
+//! | [`process`] | who a process is, beyond a pid that may be reused |
+
+pub mod fd_passing;
+pub mod memory;
+pub mod process;
+pub mod robust_mutex;
