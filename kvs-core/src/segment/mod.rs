@@ -1,1 +1,260 @@
-//! The segment module.
+//! The segment: one named piece of shared memory that holds everything which must outlive a process.
+//!
+//! Invariants
+//! - It is created with `O_EXCL | O_NOFOLLOW` and mode 0600, and gets its magic word last: a segment without it
+//!   was never finished and holds nothing, so it is made anew.
+//! - Whoever writes holds an exclusive `flock` on the file. The lock belongs to the open file description, which
+//!   front and data server share, so it outlives either of them and no second store can slip in between.
+//! - Memory is reserved with `fallocate` before it is touched: a full `/dev/shm` is an error, never a signal.
+//! - A segment that does not match in every point is refused with a reason, never guessed at.
+//!
+//! A crash while creating leaves a segment without its magic word; a crash while reserving leaves memory that is
+//! reserved again, which changes nothing.
+
+pub mod layout;
+mod open;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::fs::FallocateFlags;
+
+use crate::sys::memory::{Damaged, Memory, Offset, View};
+use layout::{ConnectionSlot, Header, LAYOUT_VERSION, Regions, Shard, WorkerSlot};
+
+pub use open::{Opened, remove};
+
+/// Why a segment can't be opened, made or enlarged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SegmentError {
+    /// There is none of that name.
+    #[error("no segment {}: is an instance of that name running on this machine?", path.display())]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// Another process holds the lock.
+    #[error("segment {} is in use by {}; end that instance first or choose another --name", path.display(), holder(*pid))]
+    InUse {
+        /// The segment.
+        path: PathBuf,
+        /// Data server that serves it, 0 when unknown.
+        pid: u64,
+    },
+    /// The file isn't what this store would have made.
+    #[error("segment {} is refused: {what}; if it is not yours to keep, `kvs-tools purge` removes it", path.display())]
+    Foreign {
+        /// The segment.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Made by another version of the store.
+    #[error(
+        "segment {} has layout {found}, this binary knows layout {LAYOUT_VERSION}: start the version that made it, \
+         export the data with `kvs-tools export`, then `kvs-tools purge` and import", path.display()
+    )]
+    Layout {
+        /// The segment.
+        path: PathBuf,
+        /// Its version, with a mark when only the constants differ.
+        found: String,
+    },
+    /// The capacity asked for can't be had.
+    #[error("capacity {wanted} bytes {why}")]
+    Capacity {
+        /// In bytes.
+        wanted: u64,
+        /// What is in the way, and what to do.
+        why: String,
+    },
+    /// The kernel said no.
+    #[error("segment {}: can't {action}: {source}", path.display())]
+    Io {
+        /// The segment.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Something inside can't be.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+}
+
+fn holder(pid: u64) -> String {
+    if pid == 0 { "another process".into() } else { format!("the data server with pid {pid}") }
+}
+
+/// There is no more memory to be had: the capacity is reached, or `/dev/shm` is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no memory left: the capacity is reached or /dev/shm is full")]
+pub struct OutOfMemory;
+
+/// A segment that this process may change.
+#[derive(Clone)]
+pub struct Segment {
+    memory: Arc<Memory>,
+    regions: Regions,
+    /// None for the heap memory of model tests.
+    file: Option<Arc<OwnedFd>>,
+}
+
+impl Segment {
+    /// A segment in this process's own memory, for model tests; nothing is reserved from the kernel.
+    ///
+    /// # Errors
+    /// As [`Segment::format`].
+    pub fn on_heap(capacity_bytes: u64) -> Result<Self, SegmentError> {
+        let regions = Regions::new(capacity_bytes);
+        let segment = Self { memory: Arc::new(Memory::heap(regions.length)), regions, file: None };
+        segment.format([1, 2], [3, 4])?;
+        Ok(segment)
+    }
+
+    /// The memory.
+    #[inline(always)]
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// Where everything lies.
+    #[inline(always)]
+    pub fn regions(&self) -> &Regions {
+        &self.regions
+    }
+
+    /// The open file, whose lock says who may write; none for model tests.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(|file| file.as_fd())
+    }
+
+    /// The header.
+    ///
+    /// # Errors
+    /// [`Damaged`] never on a mapped segment; the mapping is at least this long.
+    #[inline]
+    pub fn header(&self) -> Result<&Header, Damaged> {
+        self.memory.object(Offset::new(0))
+    }
+
+    /// Shard `index`.
+    ///
+    /// # Errors
+    /// [`Damaged`] when there is no such shard.
+    #[inline]
+    pub fn shard(&self, index: u64) -> Result<&Shard, Damaged> {
+        self.memory.object(self.regions.shard(index))
+    }
+
+    /// Takes memory for `length` bytes from `offset`, both multiples of the page, from the kernel.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] when `/dev/shm` has no room, which is also what any other refusal amounts to.
+    pub fn reserve(&self, offset: u64, length: u64) -> Result<(), OutOfMemory> {
+        let Some(file) = &self.file else { return Ok(()) };
+        loop {
+            match rustix::fs::fallocate(file.as_fd(), FallocateFlags::empty(), offset, length) {
+                Ok(()) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    log::debug!("reserving {length} bytes at {offset:#x} of the segment: {error}");
+                    return Err(OutOfMemory);
+                }
+            }
+        }
+    }
+
+    /// Worker slot `index`, with memory under it.
+    ///
+    /// # Errors
+    /// [`SegmentError::Capacity`] when `/dev/shm` is full.
+    pub fn claim_worker(&self, index: u64) -> Result<Offset<WorkerSlot>, SegmentError> {
+        let slot = self.regions.worker(index);
+        self.reserve_fixed(slot.bytes(), size_of::<WorkerSlot>() as u64)?;
+        Ok(slot)
+    }
+
+    /// Connection slot `index`, with memory under it. Called by one thread only.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] when `/dev/shm` is full.
+    pub fn claim_connection(&self, index: u64) -> Result<Offset<ConnectionSlot>, OutOfMemory> {
+        const SLOTS_PER_PAGE: u64 = layout::PAGE_BYTES / size_of::<ConnectionSlot>() as u64;
+        let header = self.header().map_err(|_| OutOfMemory)?;
+        let reserved = header.connection_slots_reserved.load();
+        if index >= reserved {
+            let wanted = layout::round_up(index + 1, SLOTS_PER_PAGE);
+            let from = self.regions.connection(reserved).bytes();
+            self.reserve(from, self.regions.connection(wanted).bytes() - from)?;
+            self.memory.store(&header.connection_slots_reserved, wanted);
+        }
+        Ok(self.regions.connection(index))
+    }
+
+    /// Takes memory under `length` bytes at any `offset`, rounding to whole pages.
+    fn reserve_fixed(&self, offset: u64, length: u64) -> Result<(), SegmentError> {
+        let start = offset & !(layout::PAGE_BYTES - 1);
+        let end = layout::round_up(offset + length, layout::PAGE_BYTES);
+        self.reserve(start, end - start).map_err(|_| SegmentError::Capacity {
+            wanted: self.regions.capacity_bytes,
+            why: "can't even be begun: /dev/shm is full; free some room there".into(),
+        })
+    }
+}
+
+/// A segment that this process can only read: what tools and local readers hold.
+pub struct SegmentView {
+    view: View,
+    regions: Regions,
+}
+
+impl SegmentView {
+    /// A read-only view of a segment that this process also writes.
+    pub fn of(segment: &Segment) -> Self {
+        Self { view: View::of(segment.memory()), regions: segment.regions }
+    }
+
+    /// The memory.
+    #[inline(always)]
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Where everything lies.
+    #[inline(always)]
+    pub fn regions(&self) -> &Regions {
+        &self.regions
+    }
+
+    /// The header.
+    ///
+    /// # Errors
+    /// [`Damaged`] never: the mapping is at least this long.
+    pub fn header(&self) -> Result<&Header, Damaged> {
+        self.view.object(Offset::new(0))
+    }
+}
+
+/// Text that was stored zero-padded in words.
+pub fn text_of(words: &[crate::sys::memory::Word]) -> String {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.load().to_le_bytes()).collect();
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// Stores `text` zero-padded into `words`, cut to what fits.
+pub fn store_text(memory: &Memory, words: &[crate::sys::memory::Word], text: &str) {
+    let mut bytes = text.bytes();
+    for word in words {
+        let mut chunk = [0u8; 8];
+        for slot in &mut chunk {
+            *slot = bytes.next().unwrap_or(0);
+        }
+        memory.store(word, u64::from_le_bytes(chunk));
+    }
+}

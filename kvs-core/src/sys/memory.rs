@@ -1,1 +1,424 @@
-//! The memory module.
+//! Shared memory seen as 8-byte words.
+//!
+//! Two types look at the same bytes. [`View`] only reads; it is what a local reader or a tool holds, and no
+//! method of it writes. [`Memory`] writes too and dereferences to a `View`.
+//!
+//! Invariants
+//! - Every access is bounds-checked against the mapping; an offset found in the segment is never trusted, so a
+//!   damaged segment gives [`Damaged`], not a signal.
+//! - Shared words are only ever read and written as atomics of eight bytes. Loads are `Acquire` and stores
+//!   `Release`: loads stay in program order among themselves, and so do stores. That, and nothing more, is what
+//!   the commit protocol and the lock-free reads are built on.
+//! - A dead process's finished stores are visible to its successor: no fence is needed against `kill -9`, only
+//!   the compiler must keep the order, and atomics make it.
+//!
+//! A crash in here leaves the mapping to the kernel; nothing of this module outlives the process.
+#![allow(unsafe_code)]
+
+use std::alloc::Layout;
+use std::io;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("the segment's layout is defined for little-endian machines only");
+
+/// Size of a word, in bytes.
+pub const WORD_BYTES: u64 = 8;
+
+/// Something in the segment that cannot be: an offset out of bounds or misaligned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the segment is damaged at offset {offset:#x}; run `kvs-tools check` to see what is wrong")]
+pub struct Damaged {
+    /// Where, in bytes from the start of the segment.
+    pub offset: u64,
+}
+
+/// Byte offset of a `T` from the start of the segment; the only kind of pointer kept inside it.
+pub struct Offset<T> {
+    bytes: u64,
+    of: PhantomData<fn() -> T>,
+}
+
+impl<T> Offset<T> {
+    /// The offset `bytes` into the segment.
+    pub const fn new(bytes: u64) -> Self {
+        Self { bytes, of: PhantomData }
+    }
+
+    /// In bytes from the start of the segment.
+    pub const fn bytes(self) -> u64 {
+        self.bytes
+    }
+
+    /// The offset of element `index` of an array that starts here.
+    pub const fn index(self, index: u64) -> Self {
+        Self::new(self.bytes.saturating_add(index.saturating_mul(size_of::<T>() as u64)))
+    }
+}
+
+impl<T> Clone for Offset<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Offset<T> {}
+
+/// What may be laid over shared memory.
+///
+/// # Safety
+/// The type is `repr(C)`, made of [`Word`]s, [`super::robust_mutex::RobustMutex`]es and arrays of those only:
+/// any bit pattern is valid, it is never moved, and it is changed through atomics or the lock alone.
+pub unsafe trait Shared {}
+
+/// One shared word of eight bytes. It can be read by whoever sees it; only [`Memory`] can change it.
+#[repr(transparent)]
+pub struct Word(AtomicU64);
+
+// SAFETY: a `Word` is an atomic; every bit pattern is a valid value.
+unsafe impl Shared for Word {}
+
+/// Declares a `repr(C)` structure of the segment with its size in bytes, asserted at compile time.
+#[macro_export]
+macro_rules! shared_struct {
+    ($(#[$meta:meta])* $visibility:vis struct $name:ident, $size:expr, {
+        $($(#[$field_meta:meta])* $field:ident: $type:ty,)*
+    }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        $visibility struct $name {
+            $($(#[$field_meta])* pub $field: $type,)*
+        }
+        const _: () = assert!(size_of::<$name>() == $size);
+        const _: () = {
+            const fn shared<T: $crate::sys::memory::Shared>() {}
+            $(shared::<$type>();)*
+        };
+        // SAFETY: `repr(C)`, and every field was just proven to be `Shared`; the size leaves no hidden padding
+        // that matters, since any bit pattern is valid.
+        #[allow(unsafe_code)]
+        unsafe impl $crate::sys::memory::Shared for $name {}
+    };
+}
+
+// SAFETY: an array of shared things is laid out as those things one after the other.
+unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
+
+/// Lets the model checker switch threads here; nothing at all otherwise.
+#[inline(always)]
+fn schedule() {
+    #[cfg(feature = "shuttle")]
+    shuttle::thread::yield_now();
+}
+
+impl Word {
+    /// The word's value, ordered before every later load.
+    #[inline(always)]
+    pub fn load(&self) -> u64 {
+        schedule();
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+enum Owner {
+    Mapping,
+    Heap(Layout),
+    #[allow(dead_code, reason = "kept so that a view's memory lives as long as the view")]
+    Shared(std::sync::Arc<Memory>),
+}
+
+/// Shared memory that can only be read.
+pub struct View {
+    base: NonNull<u8>,
+    length: u64,
+    owner: Owner,
+}
+
+// SAFETY: all access goes through atomics (or through the explicitly unsafe `Memory::bytes_mut`).
+unsafe impl Send for View {}
+// SAFETY: as above.
+unsafe impl Sync for View {}
+
+/// How a mapping may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+    PrivateCopy,
+}
+
+fn map(fd: BorrowedFd<'_>, length: u64, access: Access) -> io::Result<View> {
+    let (protection, flags) = match access {
+        Access::Read => (ProtFlags::READ, MapFlags::SHARED),
+        Access::Write => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
+        Access::PrivateCopy => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE),
+    };
+    let size = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: a new mapping at an address the kernel chooses overlaps nothing of ours.
+    let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, protection, flags, fd, 0)? };
+    let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+    // A core dump of gigabytes would hold sockets and locks for as long as it takes to write.
+    // SAFETY: advice on the mapping just made; it changes no contents.
+    let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), size, Advice::LinuxDontDump) };
+    Ok(View { base, length, owner: Owner::Mapping })
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        match self.owner {
+            // SAFETY: the mapping was made by `map` with this base and length and nobody can borrow it any more.
+            Owner::Mapping => unsafe {
+                let _ = rustix::mm::munmap(self.base.as_ptr().cast(), self.length as usize);
+            },
+            // SAFETY: allocated by `Memory::heap` with this layout.
+            Owner::Heap(layout) => unsafe { std::alloc::dealloc(self.base.as_ptr(), layout) },
+            Owner::Shared(_) => {}
+        }
+    }
+}
+
+impl View {
+    /// Maps `length` bytes of `fd` for reading only (`PROT_READ`).
+    ///
+    /// # Errors
+    /// What `mmap` says.
+    pub fn map(fd: BorrowedFd<'_>, length: u64) -> io::Result<Self> {
+        map(fd, length, Access::Read)
+    }
+
+    /// A read-only view of memory that this process also writes.
+    pub fn of(memory: &std::sync::Arc<Memory>) -> Self {
+        Self {
+            base: memory.view.base,
+            length: memory.view.length,
+            owner: Owner::Shared(std::sync::Arc::clone(memory)),
+        }
+    }
+
+    /// Bytes mapped.
+    #[inline(always)]
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    #[inline(always)]
+    fn pointer(&self, offset: u64, length: u64, alignment: u64) -> Result<*mut u8, Damaged> {
+        let fits = offset.checked_add(length).is_some_and(|end| end <= self.length);
+        if !fits || !offset.is_multiple_of(alignment) {
+            return Err(Damaged { offset });
+        }
+        // SAFETY: `offset` lies inside the mapping, as just checked.
+        Ok(unsafe { self.base.as_ptr().add(offset as usize) })
+    }
+
+    /// The word at `offset`.
+    ///
+    /// # Errors
+    /// [`Damaged`] when it lies outside or is misaligned.
+    #[inline(always)]
+    pub fn word(&self, offset: u64) -> Result<&Word, Damaged> {
+        self.object(Offset::new(offset))
+    }
+
+    /// The object at `offset`.
+    ///
+    /// # Errors
+    /// [`Damaged`] when it lies outside or is misaligned.
+    #[inline(always)]
+    pub fn object<T: Shared>(&self, offset: Offset<T>) -> Result<&T, Damaged> {
+        let pointer = self.pointer(offset.bytes(), size_of::<T>() as u64, align_of::<T>() as u64)?;
+        // SAFETY: in bounds and aligned (the base is page- or cache-line-aligned); `T: Shared` is valid for any
+        // bits and only changed atomically; the mapping lives as long as `self`.
+        Ok(unsafe { &*pointer.cast::<T>() })
+    }
+
+    /// Asks the processor to bring the cache line at `offset` near; harmless for any offset.
+    #[inline(always)]
+    pub fn prefetch(&self, offset: u64) {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if offset < self.length {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: the address is inside the mapping, and a prefetch has no architectural effect.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.base.as_ptr().add(offset as usize).cast()) };
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        let _ = offset;
+    }
+
+    /// Copies `target.len()` bytes from the word-aligned `offset`. The bytes may be changing meanwhile: the
+    /// caller validates afterwards that they were not.
+    ///
+    /// # Errors
+    /// [`Damaged`] when the range lies outside or is misaligned.
+    #[inline]
+    pub fn read_bytes(&self, offset: u64, target: &mut [u8]) -> Result<(), Damaged> {
+        let words = (target.len() as u64).div_ceil(WORD_BYTES);
+        let source = self.pointer(offset, words * WORD_BYTES, WORD_BYTES)?.cast::<AtomicU64>();
+        schedule();
+        let (whole, rest) = target.as_chunks_mut::<8>();
+        for (index, bytes) in whole.iter_mut().enumerate() {
+            // SAFETY: `index < words`, and the range was checked.
+            let word = unsafe { &*source.add(index) }.load(Ordering::Relaxed);
+            *bytes = word.to_le_bytes();
+        }
+        if !rest.is_empty() {
+            // SAFETY: the last, partial word is inside the checked range.
+            let word = unsafe { &*source.add(whole.len()) }.load(Ordering::Relaxed);
+            rest.copy_from_slice(&word.to_le_bytes()[..rest.len()]);
+        }
+        // Every later load, the validating ones too, comes after these.
+        fence(Ordering::Acquire);
+        Ok(())
+    }
+
+    /// Whether the bytes at the word-aligned `offset` equal `expected`. As unprotected as [`View::read_bytes`].
+    ///
+    /// # Errors
+    /// [`Damaged`] when the range lies outside or is misaligned.
+    #[inline]
+    pub fn equal_bytes(&self, offset: u64, expected: &[u8]) -> Result<bool, Damaged> {
+        let words = (expected.len() as u64).div_ceil(WORD_BYTES);
+        let source = self.pointer(offset, words * WORD_BYTES, WORD_BYTES)?.cast::<AtomicU64>();
+        schedule();
+        let (whole, rest) = expected.as_chunks::<8>();
+        for (index, bytes) in whole.iter().enumerate() {
+            // SAFETY: `index < words`, and the range was checked.
+            if unsafe { &*source.add(index) }.load(Ordering::Relaxed) != u64::from_le_bytes(*bytes) {
+                return Ok(false);
+            }
+        }
+        let equal = rest.is_empty() || {
+            // SAFETY: the last, partial word is inside the checked range.
+            let word = unsafe { &*source.add(whole.len()) }.load(Ordering::Relaxed);
+            word.to_le_bytes()[..rest.len()] == *rest
+        };
+        fence(Ordering::Acquire);
+        Ok(equal)
+    }
+}
+
+/// Shared memory that this process may change.
+pub struct Memory {
+    view: View,
+}
+
+impl Deref for Memory {
+    type Target = View;
+
+    #[inline(always)]
+    fn deref(&self) -> &View {
+        &self.view
+    }
+}
+
+impl Memory {
+    /// Maps `length` bytes of `fd` for reading and writing, shared with every other process.
+    ///
+    /// # Errors
+    /// What `mmap` says.
+    pub fn map(fd: BorrowedFd<'_>, length: u64) -> io::Result<Self> {
+        Ok(Self { view: map(fd, length, Access::Write)? })
+    }
+
+    /// Maps `length` bytes of `fd` so that changes stay in this process: what a verifier recovers without
+    /// touching the real segment.
+    ///
+    /// # Errors
+    /// What `mmap` says.
+    pub fn map_private_copy(fd: BorrowedFd<'_>, length: u64) -> io::Result<Self> {
+        Ok(Self { view: map(fd, length, Access::PrivateCopy)? })
+    }
+
+    /// Zeroed memory of this process alone, for model tests of the code that runs on a segment.
+    ///
+    /// # Panics
+    /// When `length` is zero.
+    pub fn heap(length: u64) -> Self {
+        assert!(length > 0, "a segment has a length");
+        let layout =
+            Layout::from_size_align(length as usize, 4096).expect("a length below the address space");
+        // SAFETY: the layout has a size greater than zero.
+        let base = unsafe { std::alloc::alloc_zeroed(layout) };
+        let Some(base) = NonNull::new(base) else { std::alloc::handle_alloc_error(layout) };
+        Self { view: View { base, length, owner: Owner::Heap(layout) } }
+    }
+
+    /// Stores `value` into `word`, ordered after every earlier store.
+    #[inline(always)]
+    pub fn store(&self, word: &Word, value: u64) {
+        schedule();
+        debug_assert!(self.offset_of(word).is_some());
+        word.0.store(value, Ordering::Release);
+    }
+
+    /// Adds to a counter that has several writers and takes no part in any transaction.
+    #[inline(always)]
+    pub fn add(&self, word: &Word, value: u64) {
+        word.0.fetch_add(value, Ordering::Relaxed);
+    }
+
+    /// Offset of `word` if it lies in this memory.
+    #[inline(always)]
+    pub fn offset_of(&self, word: &Word) -> Option<u64> {
+        let offset =
+            (std::ptr::from_ref(word) as usize).wrapping_sub(self.view.base.as_ptr() as usize) as u64;
+        (offset < self.view.length).then_some(offset)
+    }
+
+    /// Writes `source` at the word-aligned `offset`; the last word is filled up with zeros.
+    ///
+    /// # Errors
+    /// [`Damaged`] when the range lies outside or is misaligned.
+    #[inline]
+    pub fn write_bytes(&self, offset: u64, source: &[u8]) -> Result<(), Damaged> {
+        let words = (source.len() as u64).div_ceil(WORD_BYTES);
+        let target = self.pointer(offset, words * WORD_BYTES, WORD_BYTES)?.cast::<AtomicU64>();
+        schedule();
+        // A reader that sees any of these bytes also sees every store before them.
+        fence(Ordering::Release);
+        let (whole, rest) = source.as_chunks::<8>();
+        for (index, bytes) in whole.iter().enumerate() {
+            // SAFETY: `index < words`, and the range was checked.
+            unsafe { &*target.add(index) }.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+        if !rest.is_empty() {
+            let mut last = [0u8; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            // SAFETY: the last, partial word is inside the checked range.
+            unsafe { &*target.add(whole.len()) }.store(u64::from_le_bytes(last), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Fills `length` bytes from `offset`, both multiples of the word, with zeros.
+    ///
+    /// # Errors
+    /// [`Damaged`] when the range lies outside or is misaligned.
+    pub fn zero(&self, offset: u64, length: u64) -> Result<(), Damaged> {
+        for at in (offset..offset.saturating_add(length)).step_by(WORD_BYTES as usize) {
+            self.store(self.word(at)?, 0);
+        }
+        Ok(())
+    }
+
+    /// Bytes that only the caller touches: a connection's buffers.
+    ///
+    /// # Safety
+    /// The range is owned by the caller (a buffer block that the connection slot of the caller's own connection
+    /// names) and nobody else reads or writes it while the slice lives.
+    ///
+    /// # Errors
+    /// [`Damaged`] when the range lies outside.
+    #[allow(clippy::mut_from_ref, reason = "exclusive by the ownership of the block, not of `self`")]
+    pub unsafe fn bytes_mut(&self, offset: u64, length: u64) -> Result<&mut [u8], Damaged> {
+        let pointer = self.pointer(offset, length, 1)?;
+        // SAFETY: in bounds; exclusive by the caller's contract; bytes have no invalid patterns.
+        Ok(unsafe { std::slice::from_raw_parts_mut(pointer, length as usize) })
+    }
+}

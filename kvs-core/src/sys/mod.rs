@@ -3,11 +3,13 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`memory`] | a mapping seen as 8-byte atomic words, bounds-checked |
+//! | [`liveness_map`] | the memory of a liveness page: sealed, with a lock for each thread |
 //! | [`robust_mutex`] | the process-shared lock that tells when its owner died |
 //! | [`fd_passing`] | descriptors through a unix socket (`SCM_RIGHTS`) |
 //! | [`process`] | who a process is, beyond a pid that may be reused |
 
 pub mod fd_passing;
+pub mod liveness_map;
 pub mod memory;
 pub mod process;
 pub mod robust_mutex;

@@ -28,6 +28,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
+use std::io;
 use std::marker::PhantomData;
 
 use super::memory::Shared;
@@ -106,14 +107,16 @@ impl RobustMutex {
     /// Nobody holds the lock or waits for it, and nobody starts to until this returns: the memory is new and not
     /// yet shown to anyone, or every thread that ever used it is proven dead.
     ///
-    /// # Panics
-    /// When the kernel has no robust locks, which every kernel kvs runs on has.
-    pub unsafe fn initialize(&self) {
+    /// # Errors
+    /// When the kernel has no robust locks, or the C library no memory; the bytes are no lock then.
+    pub unsafe fn initialize(&self) -> io::Result<()> {
         // SAFETY: nobody else uses the bytes, by the caller's contract.
         unsafe { *self.bytes.get() = [0; ROBUST_MUTEX_BYTES / 8] };
         // SAFETY: as above, and the bytes are large enough and aligned, asserted above.
-        let status = unsafe { raw::initialize(self.raw()) };
-        assert_eq!(status, 0, "the kernel and the C library must have robust process-shared mutexes");
+        match unsafe { raw::initialize(self.raw()) } {
+            0 => Ok(()),
+            status => Err(io::Error::from_raw_os_error(status)),
+        }
     }
 
     /// Locks, waiting for as long as a living owner holds it.
@@ -296,7 +299,7 @@ mod tests {
             &*page.cast::<RobustMutex>()
         };
         // SAFETY: the memory is new.
-        unsafe { mutex.initialize() };
+        unsafe { mutex.initialize() }.expect("a lock");
         mutex
     }
 
@@ -401,7 +404,7 @@ mod tests {
         assert!(matches!(mutex.lock(), Err(LockError::NotRecoverable)));
         assert!(matches!(mutex.try_lock(), Err(LockError::NotRecoverable)));
         // SAFETY: the only owner is dead and nobody waits.
-        unsafe { mutex.initialize() };
+        unsafe { mutex.initialize() }.expect("a lock");
         assert!(matches!(mutex.lock(), Ok(Acquired::Clean(_))));
     }
 }

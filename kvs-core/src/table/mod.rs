@@ -1,1 +1,3 @@
-//! The table module.
+//! The hash table: lock-free validated reads, guarded writes, growth without a pause.
+
+pub mod geometry;

@@ -1,0 +1,1 @@
+//! Many blocks strung together, for what is larger than one.
