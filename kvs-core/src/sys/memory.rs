@@ -251,30 +251,44 @@ impl View {
         let _ = offset;
     }
 
-    /// Copies `target.len()` bytes from the word-aligned `offset`. The bytes may be changing meanwhile: the
-    /// caller validates afterwards that they were not.
+    /// Copies `target.len()` bytes from `offset`. The bytes may be changing meanwhile: the caller validates
+    /// afterwards that they were not.
     ///
     /// # Errors
-    /// [`Damaged`] when the range lies outside or is misaligned.
+    /// [`Damaged`] when the range lies outside.
     #[inline]
     pub fn read_bytes(&self, offset: u64, target: &mut [u8]) -> Result<(), Damaged> {
-        let words = (target.len() as u64).div_ceil(WORD_BYTES);
-        let source = self.pointer(offset, words * WORD_BYTES, WORD_BYTES)?.cast::<AtomicU64>();
-        schedule();
-        let (whole, rest) = target.as_chunks_mut::<8>();
-        for (index, bytes) in whole.iter_mut().enumerate() {
-            // SAFETY: `index < words`, and the range was checked.
-            let word = unsafe { &*source.add(index) }.load(Ordering::Relaxed);
-            *bytes = word.to_le_bytes();
+        let (source, skip) = self.words_around(offset, target.len())?;
+        let (first, rest) = target.split_at_mut(first_part(skip, target.len()));
+        let mut next = 0;
+        let mut load = || {
+            schedule();
+            // SAFETY: `words_around` checked as many words as the parts below ask for.
+            let word = unsafe { &*source.add(next) }.load(Ordering::Relaxed);
+            next += 1;
+            word.to_le_bytes()
+        };
+        if !first.is_empty() {
+            first.copy_from_slice(&load()[skip..skip + first.len()]);
         }
-        if !rest.is_empty() {
-            // SAFETY: the last, partial word is inside the checked range.
-            let word = unsafe { &*source.add(whole.len()) }.load(Ordering::Relaxed);
-            rest.copy_from_slice(&word.to_le_bytes()[..rest.len()]);
+        let (whole, last) = rest.as_chunks_mut::<8>();
+        for bytes in whole {
+            *bytes = load();
+        }
+        if !last.is_empty() {
+            last.copy_from_slice(&load()[..last.len()]);
         }
         // Every later load, the validating ones too, comes after these.
         fence(Ordering::Acquire);
         Ok(())
+    }
+
+    /// The words that `length` bytes from `offset` lie in, and how many bytes of the first one come before them.
+    #[inline(always)]
+    fn words_around(&self, offset: u64, length: usize) -> Result<(*const AtomicU64, usize), Damaged> {
+        let skip = offset % WORD_BYTES;
+        let bytes = (skip + length as u64).next_multiple_of(WORD_BYTES);
+        Ok((self.pointer(offset - skip, bytes, WORD_BYTES)?.cast::<AtomicU64>(), skip as usize))
     }
 
     /// Whether the bytes at the word-aligned `offset` equal `expected`. As unprotected as [`View::read_bytes`].
@@ -301,6 +315,12 @@ impl View {
         fence(Ordering::Acquire);
         Ok(equal)
     }
+}
+
+/// How many of `length` bytes lie in a first word of which `skip` bytes are not meant; 0 when it is meant whole.
+#[inline(always)]
+fn first_part(skip: usize, length: usize) -> usize {
+    if skip == 0 { 0 } else { length.min(WORD_BYTES as usize - skip) }
 }
 
 /// Shared memory that this process may change.
@@ -371,27 +391,38 @@ impl Memory {
         (offset < self.view.length).then_some(offset)
     }
 
-    /// Writes `source` at the word-aligned `offset`; the last word is filled up with zeros.
+    /// Writes `source` at `offset`; what is left of the last word is filled up with zeros.
     ///
     /// # Errors
-    /// [`Damaged`] when the range lies outside or is misaligned.
+    /// [`Damaged`] when the range lies outside.
     #[inline]
     pub fn write_bytes(&self, offset: u64, source: &[u8]) -> Result<(), Damaged> {
-        let words = (source.len() as u64).div_ceil(WORD_BYTES);
-        let target = self.pointer(offset, words * WORD_BYTES, WORD_BYTES)?.cast::<AtomicU64>();
-        schedule();
+        let (target, skip) = self.words_around(offset, source.len())?;
+        let (first, rest) = source.split_at(first_part(skip, source.len()));
         // A reader that sees any of these bytes also sees every store before them.
         fence(Ordering::Release);
-        let (whole, rest) = source.as_chunks::<8>();
-        for (index, bytes) in whole.iter().enumerate() {
-            // SAFETY: `index < words`, and the range was checked.
-            unsafe { &*target.add(index) }.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        let mut next = 0;
+        let mut store = |kept: usize, bytes: &[u8]| {
+            schedule();
+            // SAFETY: `words_around` checked as many words as the parts below ask for.
+            let word = unsafe { &*target.add(next) };
+            let mut value = [0u8; 8];
+            if kept > 0 {
+                value[..kept].copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes()[..kept]);
+            }
+            value[kept..kept + bytes.len()].copy_from_slice(bytes);
+            word.store(u64::from_le_bytes(value), Ordering::Relaxed);
+            next += 1;
+        };
+        if !first.is_empty() {
+            store(skip, first);
         }
-        if !rest.is_empty() {
-            let mut last = [0u8; 8];
-            last[..rest.len()].copy_from_slice(rest);
-            // SAFETY: the last, partial word is inside the checked range.
-            unsafe { &*target.add(whole.len()) }.store(u64::from_le_bytes(last), Ordering::Relaxed);
+        let (whole, last) = rest.as_chunks::<8>();
+        for bytes in whole {
+            store(0, bytes);
+        }
+        if !last.is_empty() {
+            store(0, last);
         }
         Ok(())
     }
@@ -420,5 +451,40 @@ impl Memory {
         let pointer = self.pointer(offset, length, 1)?;
         // SAFETY: in bounds; exclusive by the caller's contract; bytes have no invalid patterns.
         Ok(unsafe { std::slice::from_raw_parts_mut(pointer, length as usize) })
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_bytes_at_any_offset_come_back_and_keep_what_is_before() {
+        let memory = Memory::heap(256);
+        for offset in 0..24 {
+            for length in 0..40 {
+                memory.zero(0, 256).expect("in bounds");
+                memory.write_bytes(0, &[9; 24]).expect("in bounds");
+                let source: Vec<u8> = (1..=length).collect();
+                memory.write_bytes(offset, &source).expect("in bounds");
+                let mut target = vec![0; source.len()];
+                memory.read_bytes(offset, &mut target).expect("in bounds");
+                assert_eq!(target, source);
+                let mut before = vec![0; offset as usize];
+                memory.read_bytes(0, &mut before).expect("in bounds");
+                assert_eq!(before, vec![9; offset as usize]);
+            }
+        }
+    }
+
+    #[test]
+    fn memory_outside_is_damage() {
+        let memory = Memory::heap(64);
+        let mut target = [0; 9];
+        assert!(memory.read_bytes(56, &mut target).is_err());
+        assert!(memory.read_bytes(u64::MAX - 3, &mut target).is_err());
+        assert!(memory.write_bytes(60, &[0; 5]).is_err());
+        assert!(memory.word(4).is_err());
+        assert!(memory.equal_bytes(64, b"x").is_err());
     }
 }
