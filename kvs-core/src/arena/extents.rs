@@ -189,21 +189,20 @@ fn add_extent(transaction: &mut Transaction<'_>) -> Result<u64, AllocateError> {
     let segment = transaction.segment();
     let (header, regions) = (segment.header()?, segment.regions());
     let extent = transaction.load(&header.extents_reserved);
-    account(transaction, EXTENT_BYTES)?;
     if extent >= regions.extent_count {
         return Err(OutOfMemory.into());
     }
-    segment.reserve(regions.data + extent * EXTENT_BYTES, EXTENT_BYTES)?;
+    reserve(transaction, regions.data + extent * EXTENT_BYTES, EXTENT_BYTES)?;
     transaction.store(&header.extents_reserved, extent + 1);
     set(transaction, extent, ORDERS - 1, 0, true)?;
     Ok(extent)
 }
 
-/// Notes that `bytes` more are taken from the kernel, if the capacity allows it. The arena's lock is held.
+/// Takes memory for `bytes` bytes from `offset` from the kernel, if the capacity allows it, and notes that it did.
 ///
 /// # Errors
-/// [`AllocateError::OutOfMemory`] when the capacity is reached.
-pub fn account(transaction: &mut Transaction<'_>, bytes: u64) -> Result<(), AllocateError> {
+/// [`AllocateError::OutOfMemory`] when the capacity is reached or the kernel has none; nothing is noted.
+pub fn reserve(transaction: &mut Transaction<'_>, offset: u64, bytes: u64) -> Result<(), AllocateError> {
     transaction.lock_arena()?;
     let segment = transaction.segment();
     let header = segment.header()?;
@@ -211,6 +210,7 @@ pub fn account(transaction: &mut Transaction<'_>, bytes: u64) -> Result<(), Allo
     if reserved > segment.regions().capacity_bytes {
         return Err(OutOfMemory.into());
     }
+    segment.reserve(offset, bytes)?;
     transaction.store(&header.reserved_bytes, reserved);
     Ok(())
 }

@@ -40,8 +40,11 @@ pub const SIZE_CLASSES: usize = 25;
 pub const BUCKET_BYTES: u64 = 64;
 /// Slots in a bucket.
 pub const BUCKET_SLOTS: usize = 7;
-/// How many buckets behind its home an entry's slot may lie.
-pub const REACH_MAX: u64 = 31;
+/// How many buckets behind its home an entry's slot may lie. At the fill at which a shard grows, the
+/// farthest of ten million entries lies about 40 behind.
+pub const REACH_MAX: u64 = 63;
+/// Most entries of one home that a growth step moves. Homes have five or six; hundreds would need a broken hash.
+pub const MOVES_MAX: usize = 256;
 /// Most shards of a segment; they must fit the eight hash bits that choose one.
 pub const SHARDS_MAX: u64 = 256;
 /// Fewest shards of a segment.
@@ -49,10 +52,10 @@ pub const SHARDS_MIN: u64 = 4;
 /// Words a redo log has room for. The largest transaction is a growth step, which moves every entry of one home.
 pub const LOG_WORDS: usize = 640;
 /// Unit in which a bucket region is reserved, in bytes.
-pub const BUCKET_RESERVE_BYTES: u64 = 16 << 10;
+pub const BUCKET_RESERVE_BYTES: u64 = PAGE_BYTES;
 
-// A growth step clears and sets a slot for every entry within reach of a home, and touches a few words besides.
-const _: () = assert!(2 * BUCKET_SLOTS * (REACH_MAX as usize + 1) + 64 <= LOG_WORDS);
+// A growth step clears and sets a slot for every entry of a home, and touches a few words besides.
+const _: () = assert!(2 * MOVES_MAX + 64 <= LOG_WORDS);
 const _: () = assert!(BLOCK_BYTES << (ORDERS - 1) == EXTENT_BYTES);
 const _: () = assert!((BUCKET_SLOTS as u64 + 1) * 8 == BUCKET_BYTES);
 

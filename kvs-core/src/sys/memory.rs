@@ -238,6 +238,17 @@ impl View {
         Ok(unsafe { &*pointer.cast::<T>() })
     }
 
+    /// `count` words from `offset` on.
+    ///
+    /// # Errors
+    /// [`Damaged`] when they lie outside or are misaligned.
+    pub fn words(&self, offset: u64, count: u64) -> Result<&[Word], Damaged> {
+        let length = count.checked_mul(WORD_BYTES).ok_or(Damaged { offset })?;
+        let pointer = self.pointer(offset, length, WORD_BYTES)?;
+        // SAFETY: in bounds and aligned, as just checked; words are valid for any bits and only changed atomically.
+        Ok(unsafe { std::slice::from_raw_parts(pointer.cast::<Word>(), count as usize) })
+    }
+
     /// Asks the processor to bring the cache line at `offset` near; harmless for any offset.
     #[inline(always)]
     pub fn prefetch(&self, offset: u64) {

@@ -1,17 +1,48 @@
 //! The hash table: lock-free validated reads, guarded writes, growth without a pause.
+//!
+//! ```text
+//! hash of the key ── low 8 bits ──► shard ── as a fraction ──► home bucket ── tag, offset ──► entry
+//!                                            64 bytes: 7 slots                                key, value, version
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`hash`](self::HashSeed) | the keyed hash and what its bits choose |
+//! | [`geometry`] | which bucket is whose home, also while a shard grows |
+//! | [`bucket`] | seven slots and the sequence that readers validate with |
+//! | [`entry`] | bytes of an entry |
+//! | [`view`] | lookup and scan without a lock |
+//! | `write` | set, delete, increment, inside the caller's transaction |
+//! | `grow` | one home at a time |
+//!
+//! A lookup costs two dependent cache misses, the bucket and the entry; the shard's geometry stays in the cache.
+//!
+//! Locks: each shard's, for changes only. What a crash does is argued in [`crate::transaction`].
 
+pub mod bucket;
+pub mod entry;
 pub mod geometry;
+mod grow;
 mod hash;
+#[cfg(test)]
+mod tests;
+pub mod view;
+mod write;
 
-use crate::arena::block_list::BlockList;
+use crate::arena::block_list::{self, BlockList};
 use crate::arena::extents::AllocateError;
+use crate::arena::{size_class, slab};
 use crate::segment::layout::WorkerSlot;
 use crate::segment::{OutOfMemory, Segment};
 use crate::sys::memory::{Damaged, Word};
-use crate::transaction::{Transaction, TransactionError};
+use crate::transaction::{self, Transaction, TransactionError};
 use crate::wire::SetCondition;
+use entry::{Content, Entry};
+use view::{ReadError, TableView};
+use write::ShardWriter;
 
 pub use hash::{HashSeed, KeyHash};
+pub use view::Value;
 
 /// Why the table did not do what was asked. Nothing of it has happened.
 #[derive(Debug, thiserror::Error)]
@@ -61,65 +92,122 @@ pub struct Totals {
     pub content_bytes: u64,
 }
 
-/// A value that was found, to be copied before the lookup is validated.
-pub struct Value<'v> {
-    length: u64,
-    of: std::marker::PhantomData<&'v ()>,
-}
-
-impl Value<'_> {
-    /// Its length, in bytes.
-    pub fn length(&self) -> u64 {
-        self.length
-    }
-
-    /// Copies its bytes from position `from` on into `target`.
-    ///
-    /// # Errors
-    /// [`Damaged`] when it can't be; the lookup is then repeated.
-    pub fn copy_to(&self, _from: u64, _target: &mut [u8]) -> Result<(), Damaged> {
-        Err(Damaged { offset: 0 })
-    }
-}
-
-/// The table of a segment.
+/// The table of a segment that this process writes.
 #[derive(Clone)]
 pub struct Table {
     segment: Segment,
     seed: HashSeed,
 }
 
-#[allow(unused_variables, missing_docs, clippy::missing_errors_doc)]
 impl Table {
+    /// The table in `segment`.
+    ///
+    /// # Errors
+    /// [`Damaged`] never, on a segment that was opened.
     pub fn new(segment: &Segment) -> Result<Self, Damaged> {
         Ok(Self { segment: segment.clone(), seed: HashSeed::of(segment.header()?) })
     }
 
+    /// The segment it is in.
     pub fn segment(&self) -> &Segment {
         &self.segment
     }
 
+    /// The table as a reader sees it.
+    #[inline(always)]
+    pub fn view(&self) -> TableView<'_> {
+        TableView::new(self.segment.memory(), self.segment.regions(), self.seed)
+    }
+
+    /// The hash of `key`.
+    #[inline(always)]
     pub fn hash_of(&self, key: &[u8]) -> KeyHash {
         self.seed.hash(0, key)
     }
 
-    pub fn prefetch_bucket(&self, hash: KeyHash) {}
+    /// Asks for the home bucket of `hash` to be brought near.
+    #[inline]
+    pub fn prefetch_bucket(&self, hash: KeyHash) {
+        self.view().prefetch_bucket(hash);
+    }
 
-    pub fn prefetch_entry(&self, hash: KeyHash) {}
+    /// Asks for the entry of `hash` to be brought near; its home bucket is near already.
+    #[inline]
+    pub fn prefetch_entry(&self, hash: KeyHash) {
+        self.view().prefetch_entry(hash);
+    }
 
+    /// Looks `key` up and lets `copy` take what it needs of the value. `copy` may run several times; its last result
+    /// counts. None when there is no such key. Takes the shard's lock only when writers are faster every time.
+    ///
+    /// # Errors
+    /// [`TableError::Quarantined`] when the shard is damaged, [`TableError::Transaction`] when the lock can't be had.
+    #[inline]
     pub fn read<R>(
         &self,
         hash: KeyHash,
         key: &[u8],
-        copy: impl FnMut(&Value<'_>) -> Result<R, Damaged>,
+        mut copy: impl FnMut(&Value<'_>) -> Result<R, Damaged>,
     ) -> Result<Option<R>, TableError> {
-        Ok(None)
+        let index = hash.shard(self.segment.regions().shard_count);
+        self.settle(index, || self.view().read(hash, key, &mut copy))
     }
 
-    pub fn fits_inline(key_length: usize, value_length: usize) -> bool {
-        key_length.next_multiple_of(8) + value_length + 16 <= 4064
+    /// Reads without the lock, then with it, then gives up on the shard.
+    fn settle<R>(&self, index: u64, mut read: impl FnMut() -> Result<R, ReadError>) -> Result<R, TableError> {
+        let shard = self.segment.shard(index)?;
+        if shard.quarantined.load() != 0 {
+            return Err(TableError::Quarantined { shard: index });
+        }
+        match read() {
+            Ok(found) => Ok(found),
+            Err(ReadError::Damaged(damaged)) => Err(self.quarantine(index, damaged)),
+            Err(ReadError::Contended) => {
+                let _guard = transaction::acquire(&shard.lock)?;
+                read().map_err(|error| match error {
+                    ReadError::Damaged(damaged) => self.quarantine(index, damaged),
+                    ReadError::Contended => self.quarantine(index, Damaged { offset: 0 }),
+                })
+            }
+        }
     }
 
+    fn quarantine(&self, shard: u64, damaged: Damaged) -> TableError {
+        log::error!("{damaged}; shard {shard} is set aside");
+        if let Ok(shard) = self.segment.shard(shard) {
+            self.segment.memory().store(&shard.quarantined, 1);
+        }
+        TableError::Quarantined { shard }
+    }
+
+    /// Changes the shard of `hash`, and sets it aside when it turns out to be damaged.
+    fn change<R>(
+        &self,
+        transaction: &mut Transaction<'_>,
+        hash: KeyHash,
+        change: impl FnOnce(ShardWriter<'_, '_>) -> Result<R, TableError>,
+    ) -> Result<R, TableError> {
+        let result = ShardWriter::begin(self, transaction, hash).and_then(change);
+        result.map_err(|error| match error {
+            TableError::Transaction(TransactionError::Damaged(damaged)) => {
+                self.quarantine(hash.shard(self.segment.regions().shard_count), damaged)
+            }
+            error => error,
+        })
+    }
+
+    /// Whether an entry of a key and a value of these lengths fits one block; else it goes through a [`BlockList`].
+    #[inline(always)]
+    pub const fn fits_inline(key_length: usize, value_length: usize) -> bool {
+        entry::ENTRY_HEAD_BYTES + entry::content_bytes(key_length as u64, value_length as u64)
+            <= size_class::SIZE_MAX
+    }
+
+    /// Notes that `key` gets `value`, which [fits](Self::fits_inline); false when the condition forbids it. The caller
+    /// notes its own words after this, not before: growth that is due commits what was noted.
+    ///
+    /// # Errors
+    /// [`TableError`]; the transaction is then to be dropped.
     pub fn set(
         &self,
         transaction: &mut Transaction<'_>,
@@ -128,9 +216,15 @@ impl Table {
         value: &[u8],
         condition: SetCondition,
     ) -> Result<bool, TableError> {
-        Err(TableError::Full(OutOfMemory))
+        self.change(transaction, hash, |writer| writer.set(hash, key, &Content::Inline(value), condition))
     }
 
+    /// Notes that `key` gets the value in `list`, which holds the key, filled up with zeros to a multiple of 8, and then
+    /// the value. Its blocks become the entry's, and `owner` no longer names it. False when the condition forbids it;
+    /// the list is then as it was.
+    ///
+    /// # Errors
+    /// As [`Table::set`].
     pub fn set_assembled(
         &self,
         transaction: &mut Transaction<'_>,
@@ -140,18 +234,34 @@ impl Table {
         owner: &Word,
         condition: SetCondition,
     ) -> Result<bool, TableError> {
-        Err(TableError::Full(OutOfMemory))
+        let chunks = list.chunks()?;
+        let damaged = Damaged { offset: list.offset() };
+        let value_length = list.length()?.checked_sub(key.len().next_multiple_of(8) as u64).ok_or(damaged)?;
+        let content = Content::Chunked { chunks: &chunks, tail: list.tail()?, value_length };
+        let set = self.change(transaction, hash, |writer| writer.set(hash, key, &content, condition))?;
+        if set {
+            list.dissolve(transaction, owner)?;
+        }
+        Ok(set)
     }
 
+    /// Notes that `key` is gone; false when it wasn't there.
+    ///
+    /// # Errors
+    /// As [`Table::set`].
     pub fn delete(
         &self,
         transaction: &mut Transaction<'_>,
         hash: KeyHash,
         key: &[u8],
     ) -> Result<bool, TableError> {
-        Ok(false)
+        self.change(transaction, hash, |writer| writer.delete(hash, key))
     }
 
+    /// Notes that the decimal number under `key`, 0 when there is none, grows by `by`; returns the sum.
+    ///
+    /// # Errors
+    /// As [`Table::set`], and [`TableError::NotANumber`], [`TableError::NumberRange`].
     pub fn increment(
         &self,
         transaction: &mut Transaction<'_>,
@@ -159,23 +269,64 @@ impl Table {
         key: &[u8],
         by: i64,
     ) -> Result<i64, TableError> {
-        Err(TableError::Full(OutOfMemory))
+        self.change(transaction, hash, |writer| writer.increment(hash, key, by))
     }
 
+    /// Gives back the chunks of the entries that the worker of `slot` has replaced or removed, a few in each of many
+    /// small transactions. To be called after each commit; killed on the way, the next call goes on.
+    ///
+    /// # Errors
+    /// [`TransactionError`] when a transaction can't go on.
+    #[inline]
     pub fn collect_garbage(&self, slot: &WorkerSlot) -> Result<(), TransactionError> {
+        while slot.garbage.load() != 0 {
+            self.collect_some(slot)?;
+        }
         Ok(())
     }
 
+    fn collect_some(&self, slot: &WorkerSlot) -> Result<(), TransactionError> {
+        let offset = slot.garbage.load();
+        let entry = Entry::load(self.segment.memory(), offset)?.filter(Entry::is_chunked);
+        let entry = entry.ok_or(Damaged { offset })?;
+        let mut transaction = Transaction::begin(&self.segment, slot);
+        let words = entry.chunk_words()?;
+        if block_list::give_back_chunks(&mut transaction, entry.chunk_count_word()?, words)? {
+            slab::free(&mut transaction, offset)?;
+            transaction.store(&slot.garbage, entry.garbage_word()?.load());
+        }
+        transaction.commit()
+    }
+
+    /// Visits the keys of up to `homes_max` homes from `cursor` on; see [`TableView::scan`].
+    ///
+    /// # Errors
+    /// As [`Table::read`].
     pub fn scan(
         &self,
         cursor: u64,
         homes_max: usize,
         visit: &mut dyn FnMut(&[u8]),
     ) -> Result<Option<u64>, TableError> {
-        Ok(None)
+        let mut at = Some(cursor);
+        for _ in 0..homes_max {
+            let Some(cursor) = at else { return Ok(None) };
+            let shard = TableView::shard_of_cursor(cursor);
+            if shard >= self.segment.regions().shard_count {
+                return Ok(None);
+            }
+            at = self.settle(shard, || self.view().scan(cursor, 1, visit))?;
+        }
+        Ok(at)
     }
 
+    /// What is in the table now.
     pub fn totals(&self) -> Totals {
-        Totals::default()
+        let shards =
+            (0..self.segment.regions().shard_count).filter_map(|index| self.segment.shard(index).ok());
+        shards.fold(Totals::default(), |sum, shard| Totals {
+            entries: sum.entries.wrapping_add(shard.entries.load()),
+            content_bytes: sum.content_bytes.wrapping_add(shard.content_bytes.load()),
+        })
     }
 }

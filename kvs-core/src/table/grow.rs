@@ -1,0 +1,214 @@
+//! Growth: an eighth more homes, one home at a time, each step a transaction of its own.
+//!
+//! A step moves the entries of the highest old home that is still in use to where the larger number of homes wants
+//! them, always upward or not at all. Its words are noted, and so stored, in the order that lock-free readers need:
+//! 1. the entries' slots at their new places;
+//! 2. the headers of the new homes, whose reach covers those;
+//! 3. the geometry, which sends readers there;
+//! 4. the old slots, now empty;
+//! 5. the old home's header.
+//!
+//! An insert takes a few steps along while its shard grows, so growth ends long before the next one is due. Memory is
+//! reserved a little with each insert beforehand: no request waits for the kernel to clear megabytes.
+//!
+//! Lock: the shard's. A crash completes the step or finds it not begun.
+
+use super::TableError;
+use super::bucket::{BucketHeader, Buckets, Slot};
+use super::entry::Entry;
+use super::geometry::Geometry;
+use super::hash::KeyHash;
+use super::write::ShardWriter;
+use crate::arena::extents;
+use crate::segment::OutOfMemory;
+use crate::segment::layout::{BUCKET_RESERVE_BYTES, BUCKET_SLOTS, MOVES_MAX, REACH_MAX, round_up};
+use crate::sys::memory::{Damaged, Word};
+
+/// Entries per hundred slots at which a shard begins to grow.
+const FILL_PERCENT_MAX: u64 = 80;
+/// Entries per hundred slots at which memory for growing is reserved.
+const FILL_PERCENT_RESERVE: u64 = 79;
+/// Steps an insert takes along.
+const STEPS_PER_INSERT: usize = 8;
+/// Most bucket memory that one insert reserves, in bytes.
+const RESERVE_AT_ONCE: u64 = 16 * BUCKET_RESERVE_BYTES;
+
+/// An entry that a step looks at.
+struct Moving<'v> {
+    bucket: u64,
+    slot: &'v Word,
+    hash: KeyHash,
+}
+
+impl ShardWriter<'_, '_> {
+    /// Does an insert's share of the growth that is due, if any. Failing to get memory is no failure: the shard gets
+    /// fuller, and is tried again with the next insert.
+    pub(super) fn grow_a_little(&mut self) -> Result<(), TableError> {
+        let geometry = self.geometry()?;
+        let slots = u64::from(geometry.homes) * BUCKET_SLOTS as u64;
+        let filled = self.shard.entries.load().saturating_mul(100);
+        if !geometry.is_growing() && filled < slots * FILL_PERCENT_RESERVE {
+            return Ok(());
+        }
+        if self.shard.reserved_bytes.load() < geometry.next_bytes() {
+            return match self.reserve_buckets(geometry) {
+                Err(TableError::Full(_)) => Ok(()),
+                done => done,
+            };
+        }
+        if !geometry.is_growing() && filled < slots * FILL_PERCENT_MAX {
+            return Ok(());
+        }
+        for _ in 0..STEPS_PER_INSERT {
+            if !self.step()? || !self.geometry()?.is_growing() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Grows until there may be room where there was none; an error when that can't be.
+    pub(super) fn grow_now(&mut self) -> Result<(), TableError> {
+        while self.shard.reserved_bytes.load() < self.geometry()?.next_bytes() {
+            self.reserve_buckets(self.geometry()?)?;
+        }
+        if self.step()? { Ok(()) } else { Err(OutOfMemory.into()) }
+    }
+
+    fn reserve_buckets(&mut self, geometry: Geometry) -> Result<(), TableError> {
+        let reserved = self.shard.reserved_bytes.load();
+        let wanted = round_up(geometry.next_bytes(), BUCKET_RESERVE_BYTES).saturating_sub(reserved);
+        let bytes = wanted.min(RESERVE_AT_ONCE);
+        let regions = self.table.segment.regions();
+        if reserved + bytes > regions.bucket_region_bytes {
+            return Err(OutOfMemory.into());
+        }
+        extents::reserve(self.transaction, regions.bucket_region(self.index) + reserved, bytes)?;
+        self.transaction.store(&self.shard.reserved_bytes, reserved + bytes);
+        Ok(self.transaction.checkpoint()?)
+    }
+
+    /// Moves one home; false when there is no room for its entries where they belong.
+    fn step(&mut self) -> Result<bool, TableError> {
+        let geometry = self.geometry()?;
+        let home = geometry.frontier - 1;
+        let buckets = Buckets::of(&self.table.segment, self.index);
+        let moving = self.entries_of_old_home(buckets, geometry, home)?;
+        if moving.len() > MOVES_MAX {
+            return Ok(false);
+        }
+        let mut headers = NewHeaders::default();
+        let mut taken = Vec::with_capacity(moving.len());
+        for entry in &moving {
+            let new_home = geometry.new_home(entry.hash.0);
+            let bucket = if entry.bucket >= new_home {
+                entry.bucket
+            } else {
+                let Some((bucket, slot)) = free_slot(buckets, new_home, &taken)? else { return Ok(false) };
+                taken.push((entry.slot, slot));
+                bucket
+            };
+            headers.reach(new_home, bucket - new_home);
+        }
+        for (from, to) in &taken {
+            self.transaction.store_first(to, from.load());
+        }
+        self.note_headers(buckets, u64::from(home), &headers)?;
+        self.transaction.store_first(&self.shard.geometry, geometry.after_step().word());
+        for (from, _) in taken {
+            self.transaction.store_first(from, 0);
+        }
+        if !headers.contains(u64::from(home)) {
+            let old = buckets.header(u64::from(home))?;
+            self.transaction.store_first(&buckets.get(u64::from(home))?.header, old.changed(0).word());
+        }
+        self.transaction.checkpoint()?;
+        Ok(true)
+    }
+
+    /// The entries within reach of old home `home` that are at home there.
+    fn entries_of_old_home<'v>(
+        &self,
+        buckets: Buckets<'v>,
+        geometry: Geometry,
+        home: u32,
+    ) -> Result<Vec<Moving<'v>>, Damaged> {
+        let view = self.table.segment.memory();
+        let first = u64::from(home);
+        let within = first..=first + buckets.header(first)?.reach;
+        for bucket in within.clone() {
+            let slots = &buckets.get(bucket)?.slots;
+            slots
+                .iter()
+                .filter_map(|word| Slot::decode(word.load()))
+                .for_each(|slot| Entry::prefetch(view, slot.offset));
+        }
+        let mut moving = Vec::new();
+        let mut key = Vec::new();
+        for bucket in within {
+            for word in &buckets.get(bucket)?.slots {
+                let Some(slot) = Slot::decode(word.load()) else { continue };
+                let entry = Entry::load(view, slot.offset)?.ok_or(Damaged { offset: slot.offset })?;
+                entry.copy_key(&mut key)?;
+                let hash = self.table.hash_of(&key);
+                if geometry.is_old_home(hash.0, home) {
+                    moving.push(Moving { bucket, slot: word, hash });
+                }
+            }
+        }
+        Ok(moving)
+    }
+
+    fn note_headers(
+        &mut self,
+        buckets: Buckets<'_>,
+        old_home: u64,
+        headers: &NewHeaders,
+    ) -> Result<(), Damaged> {
+        for &(home, reach) in &headers.homes {
+            let header: BucketHeader = buckets.header(home)?;
+            // A home that entries lead to already keeps them in reach; the old home is one of those until the
+            // geometry says otherwise.
+            debug_assert!(home >= old_home);
+            self.transaction
+                .store(&buckets.get(home)?.header, header.changed(reach.max(header.reach)).word());
+        }
+        Ok(())
+    }
+}
+
+/// A free slot within reach of `home` that is not taken yet; None when there is none. A slot that this step empties is
+/// not free: readers may still come to it for what was there.
+fn free_slot<'v>(
+    buckets: Buckets<'v>,
+    home: u64,
+    taken: &[(&'v Word, &'v Word)],
+) -> Result<Option<(u64, &'v Word)>, Damaged> {
+    for bucket in home..=home + REACH_MAX {
+        for slot in &buckets.get(bucket)?.slots {
+            if slot.load() == 0 && !taken.iter().any(|(_, other)| std::ptr::eq(*other, slot)) {
+                return Ok(Some((bucket, slot)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// New homes of one step, with the reach their entries need. A step has one or two of them, three at most.
+#[derive(Default)]
+struct NewHeaders {
+    homes: Vec<(u64, u64)>,
+}
+
+impl NewHeaders {
+    fn reach(&mut self, home: u64, reach: u64) {
+        match self.homes.iter_mut().find(|(known, _)| *known == home) {
+            Some((_, known)) => *known = (*known).max(reach),
+            None => self.homes.push((home, reach)),
+        }
+    }
+
+    fn contains(&self, home: u64) -> bool {
+        self.homes.iter().any(|(known, _)| *known == home)
+    }
+}

@@ -1,0 +1,358 @@
+//! Reading without a lock: look, copy, then make sure that nothing moved meanwhile.
+//!
+//! A lookup loads the shard's geometry, the header of the key's home, the slots within reach, the entry. Then it loads
+//! header and geometry again; when the home is still the home and its sequence is what it was, no entry of this home
+//! was set, replaced, removed or moved in between, so everything read belonged together. Why stale reads are harmless:
+//! 1. a slot of an entry that is freed and used again meanwhile: the sequence went up before the memory was free;
+//! 2. an insert whose slot is there but whose reach isn't yet: not found, and it wasn't acknowledged either;
+//! 3. a growth step between the loads: copies are placed before the geometry says so, and old slots are cleared
+//!    after it does; whoever missed a cleared slot finds another geometry;
+//! 4. lengths and offsets that are garbage: every access is checked against the segment, and the caller's copy runs only
+//!    after a first validation.
+//!
+//! Nothing here writes. Retries are bounded; then [`ReadError::Contended`] sends the caller to the lock or the server.
+
+use super::bucket::{BucketHeader, Buckets, Slot};
+use super::entry::Entry;
+use super::geometry::Geometry;
+use super::hash::{HashSeed, KeyHash};
+use crate::segment::layout::{Regions, Shard};
+use crate::sys::memory::{Damaged, View};
+
+/// Validated reads are tried so often before a reader gives up.
+const TRIES_MAX: usize = 64;
+
+/// Why a lock-free read gave nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// Writers were faster every time.
+    #[error("the key is being changed faster than it can be read")]
+    Contended,
+    /// Something in the shard can't be.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+}
+
+/// A value that was found, to be copied before the lookup is validated.
+pub struct Value<'v> {
+    entry: Entry<'v>,
+}
+
+impl Value<'_> {
+    /// Its length, in bytes.
+    #[inline(always)]
+    pub fn length(&self) -> u64 {
+        self.entry.value_length()
+    }
+
+    /// Copies its bytes from position `from` on into `target`.
+    ///
+    /// # Errors
+    /// [`Damaged`] when it has no such bytes; pass it on, and the lookup is repeated if it was a torn one.
+    #[inline(always)]
+    pub fn copy_to(&self, from: u64, target: &mut [u8]) -> Result<(), Damaged> {
+        self.entry.copy_value(from, target)
+    }
+}
+
+/// Where an entry was found.
+#[derive(Clone, Copy)]
+pub struct Place<'v> {
+    /// Shard.
+    pub shard: u64,
+    /// Its home bucket.
+    pub home: u64,
+    /// The bucket its slot is in.
+    pub bucket: u64,
+    /// Which slot of it.
+    pub slot: usize,
+    /// The entry.
+    pub entry: Entry<'v>,
+}
+
+/// The table as a reader sees it.
+#[derive(Clone, Copy)]
+pub struct TableView<'v> {
+    view: &'v View,
+    regions: &'v Regions,
+    seed: HashSeed,
+}
+
+/// What a read depends on: unchanged at its end, it is valid.
+struct Snapshot<'v> {
+    shard: &'v Shard,
+    buckets: Buckets<'v>,
+    home: u64,
+    header: BucketHeader,
+}
+
+impl<'v> Snapshot<'v> {
+    #[inline(always)]
+    fn take(table: &TableView<'v>, index: u64, hash: u64) -> Result<Self, Damaged> {
+        let shard = table.shard(index)?;
+        let home = geometry_of(shard, table, index)?.home(hash);
+        let buckets = table.buckets(index);
+        let header = buckets.header(home)?;
+        Ok(Self { shard, buckets, home, header })
+    }
+
+    /// Whether nothing of this home has changed since.
+    #[inline(always)]
+    fn is_current(&self, hash: u64) -> bool {
+        let Ok(bucket) = self.buckets.get(self.home) else { return false };
+        bucket.header.load() == self.header.word()
+            && Geometry::decode(self.shard.geometry.load()).is_some_and(|now| now.home(hash) == self.home)
+    }
+}
+
+fn geometry_of(shard: &Shard, table: &TableView<'_>, index: u64) -> Result<Geometry, Damaged> {
+    let damaged = Damaged { offset: table.regions.shard(index).bytes() };
+    Geometry::decode(shard.geometry.load()).ok_or(damaged)
+}
+
+impl<'v> TableView<'v> {
+    /// The table in `view`.
+    #[inline(always)]
+    pub fn new(view: &'v View, regions: &'v Regions, seed: HashSeed) -> Self {
+        Self { view, regions, seed }
+    }
+
+    /// The hash of `key`.
+    #[inline(always)]
+    pub fn hash_of(&self, key: &[u8]) -> KeyHash {
+        self.seed.hash(0, key)
+    }
+
+    /// Shard `index`.
+    ///
+    /// # Errors
+    /// [`Damaged`] never, for an index below the number of shards.
+    #[inline(always)]
+    pub fn shard(&self, index: u64) -> Result<&'v Shard, Damaged> {
+        self.view.object(self.regions.shard(index))
+    }
+
+    /// The buckets of shard `index`.
+    #[inline(always)]
+    pub fn buckets(&self, index: u64) -> Buckets<'v> {
+        Buckets::new(self.view, self.regions, index)
+    }
+
+    /// The entry at `offset`; None while it isn't published.
+    ///
+    /// # Errors
+    /// [`Damaged`] when there can't be one.
+    pub fn entry(&self, offset: u64) -> Result<Option<Entry<'v>>, Damaged> {
+        Entry::load(self.view, offset)
+    }
+
+    /// Asks for the home bucket of `hash` to be brought near.
+    #[inline]
+    pub fn prefetch_bucket(&self, hash: KeyHash) {
+        let index = hash.shard(self.regions.shard_count);
+        let geometry = self.shard(index).ok().and_then(|shard| Geometry::decode(shard.geometry.load()));
+        if let Some(geometry) = geometry {
+            self.buckets(index).prefetch(geometry.home(hash.0));
+        }
+    }
+
+    /// Asks for the entries to be brought near that the home bucket of `hash`, near already, names for it.
+    #[inline]
+    pub fn prefetch_entry(&self, hash: KeyHash) {
+        let index = hash.shard(self.regions.shard_count);
+        let Ok(snapshot) = Snapshot::take(self, index, hash.0) else { return };
+        let Ok(bucket) = snapshot.buckets.get(snapshot.home) else { return };
+        for word in &bucket.slots {
+            match Slot::decode(word.load()) {
+                Some(slot) if slot.tag == hash.tag() => Entry::prefetch(self.view, slot.offset),
+                _ => {}
+            }
+        }
+    }
+
+    /// Looks `key` up and lets `copy` take what it needs of the value. `copy` may run several times; its last result
+    /// counts. None when there is no such key.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    #[inline]
+    pub fn read<R>(
+        &self,
+        hash: KeyHash,
+        key: &[u8],
+        mut copy: impl FnMut(&Value<'_>) -> Result<R, Damaged>,
+    ) -> Result<Option<R>, ReadError> {
+        self.find(hash, key, |place| copy(&Value { entry: place.entry }))
+    }
+
+    /// Looks `key` up and lets `look` see where it is, as [`TableView::read`] does.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    #[inline]
+    pub fn find<R>(
+        &self,
+        hash: KeyHash,
+        key: &[u8],
+        mut look: impl FnMut(&Place<'_>) -> Result<R, Damaged>,
+    ) -> Result<Option<R>, ReadError> {
+        let index = hash.shard(self.regions.shard_count);
+        for _ in 0..TRIES_MAX {
+            let snapshot = Snapshot::take(self, index, hash.0)?;
+            let found = match self.search(index, &snapshot, hash, key) {
+                Ok(Some(place)) if snapshot.is_current(hash.0) => look(&place).map(Some),
+                Ok(Some(_)) => continue,
+                Ok(None) => Ok(None),
+                Err(damaged) => Err(damaged),
+            };
+            if snapshot.is_current(hash.0) {
+                return Ok(found?);
+            }
+            std::hint::spin_loop();
+        }
+        Err(ReadError::Contended)
+    }
+
+    #[inline(always)]
+    fn search(
+        &self,
+        shard: u64,
+        snapshot: &Snapshot<'v>,
+        hash: KeyHash,
+        key: &[u8],
+    ) -> Result<Option<Place<'v>>, Damaged> {
+        for bucket in snapshot.home..=snapshot.home + snapshot.header.reach {
+            for (index, word) in snapshot.buckets.get(bucket)?.slots.iter().enumerate() {
+                let Some(slot) = Slot::decode(word.load()) else { continue };
+                if slot.tag != hash.tag() {
+                    continue;
+                }
+                if let Some(entry) = Entry::load(self.view, slot.offset)?
+                    && entry.has_key(key)?
+                {
+                    return Ok(Some(Place { shard, home: snapshot.home, bucket, slot: index, entry }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Visits the keys of up to `homes_max` homes, in the order of their hash, from `cursor` on (0: from the start).
+    /// Returns the cursor of what follows; None at the end. Every key that is there from the first call to the last
+    /// is visited exactly once, also while the table grows.
+    ///
+    /// # Errors
+    /// [`ReadError`]; nothing of the home where it happened was visited.
+    pub fn scan(
+        &self,
+        cursor: u64,
+        homes_max: usize,
+        visit: &mut dyn FnMut(&[u8]),
+    ) -> Result<Option<u64>, ReadError> {
+        let mut at = Some(Position::of(cursor));
+        let mut keys = KeyList::default();
+        for _ in 0..homes_max {
+            let Some(position) = at.filter(|position| position.shard < self.regions.shard_count) else {
+                return Ok(None);
+            };
+            let next = self.keys_of_home(position, &mut keys)?;
+            keys.iter().for_each(&mut *visit);
+            at = match next {
+                Some(hash) => Some(Position { hash, ..position }),
+                None => Some(Position { shard: position.shard + 1, hash: 0 }),
+            };
+        }
+        Ok(at.filter(|position| position.shard < self.regions.shard_count).map(Position::cursor))
+    }
+
+    /// The shard that a cursor is in.
+    pub const fn shard_of_cursor(cursor: u64) -> u64 {
+        cursor >> CURSOR_SHARD_SHIFT
+    }
+
+    /// Collects the keys of the home that holds `position`, from there on; returns the first hash behind that home.
+    fn keys_of_home(&self, position: Position, keys: &mut KeyList) -> Result<Option<u64>, ReadError> {
+        for _ in 0..TRIES_MAX {
+            let snapshot = Snapshot::take(self, position.shard, position.hash)?;
+            let geometry = geometry_of(snapshot.shard, self, position.shard)?;
+            let next = geometry.next_hash(position.hash);
+            keys.clear();
+            let collected = self.collect(&snapshot, position, next, keys);
+            if snapshot.is_current(position.hash)
+                && Geometry::decode(snapshot.shard.geometry.load()) == Some(geometry)
+            {
+                collected?;
+                return Ok(next);
+            }
+            std::hint::spin_loop();
+        }
+        Err(ReadError::Contended)
+    }
+
+    fn collect(
+        &self,
+        snapshot: &Snapshot<'v>,
+        position: Position,
+        next: Option<u64>,
+        keys: &mut KeyList,
+    ) -> Result<(), Damaged> {
+        let mut key = Vec::new();
+        for bucket in snapshot.home..=snapshot.home + snapshot.header.reach {
+            for word in &snapshot.buckets.get(bucket)?.slots {
+                let Some(slot) = Slot::decode(word.load()) else { continue };
+                let Some(entry) = Entry::load(self.view, slot.offset)? else { continue };
+                entry.copy_key(&mut key)?;
+                let hash = self.hash_of(&key);
+                let ours = hash.tag() == slot.tag && hash.shard(self.regions.shard_count) == position.shard;
+                if ours && hash.0 >= position.hash && next.is_none_or(|next| hash.0 < next) {
+                    keys.push(&key);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A place in the order of the scan: a shard, and a hash in it whose lowest eight bits are 0.
+#[derive(Clone, Copy)]
+struct Position {
+    shard: u64,
+    hash: u64,
+}
+
+const CURSOR_SHARD_SHIFT: u32 = 56;
+
+impl Position {
+    fn of(cursor: u64) -> Self {
+        Self { shard: cursor >> CURSOR_SHARD_SHIFT, hash: cursor << (64 - CURSOR_SHARD_SHIFT) }
+    }
+
+    fn cursor(self) -> u64 {
+        self.shard << CURSOR_SHARD_SHIFT | self.hash >> (64 - CURSOR_SHARD_SHIFT)
+    }
+}
+
+/// Keys one behind the other in one piece of memory.
+#[derive(Default)]
+struct KeyList {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl KeyList {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+    }
+
+    fn push(&mut self, key: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        self.ends.push(self.bytes.len());
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])
+    }
+}
