@@ -110,11 +110,17 @@ macro_rules! shared_struct {
 // SAFETY: an array of shared things is laid out as those things one after the other.
 unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
 
-/// Lets the model checker switch threads here; nothing at all otherwise.
+/// Lets the model checker switch threads here, now and then: what goes wrong goes wrong when one thread gets far while
+/// another stands still. Nothing at all otherwise.
 #[inline(always)]
 fn schedule() {
     #[cfg(feature = "shuttle")]
-    shuttle::thread::yield_now();
+    {
+        use shuttle::rand::Rng;
+        if shuttle::rand::thread_rng().gen_ratio(1, 24) {
+            shuttle::sync::atomic::AtomicBool::new(false).load(Ordering::SeqCst);
+        }
+    }
 }
 
 impl Word {

@@ -24,7 +24,9 @@ pub mod entry;
 pub mod geometry;
 mod grow;
 mod hash;
-#[cfg(test)]
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 pub mod view;
 mod write;

@@ -1,9 +1,6 @@
 //! Goal: the table does what a `HashMap` does, whatever the order of changes, the sizes and the growth, and leaves no
 //! block behind. Method: random operations on a segment in this process's memory, held against the model; then all
-//! is removed and every extent must be free again. Under `shuttle`: one writer against lock-free readers, every
-//! interleaving a scheduler finds.
-#![cfg(not(feature = "shuttle"))]
-
+//! is removed and every extent must be free again.
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
