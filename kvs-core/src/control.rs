@@ -1,1 +1,296 @@
-//! The control module.
+//! What the front server and the data server say to each other.
+//!
+//! One message is one packet of a `SOCK_SEQPACKET` pair, in postcard's encoding, with the descriptors it speaks of.
+//! The front server holds one end; the data server finds the other as its standard input.
+//!
+//! ```text
+//! front                                 data
+//!   │ Start          + liveness page, (segment) │
+//!   │──────────────────────────────────────────►│
+//!   │                Ready             + segment │     or Failed, and it ends
+//!   │◄──────────────────────────────────────────│
+//!   │ Adopt          + client sockets            │
+//!   │──────────────────────────────────────────►│
+//!   │                Closed                      │
+//!   │◄──────────────────────────────────────────│
+//!   │ Stop                                       │
+//!   │──────────────────────────────────────────►│     Stopped, and it ends
+//! ```
+//!
+//! Invariants: both ends are the same release (the front server starts the data server beside it); a packet is taken
+//! whole or refused; descriptors that don't belong to a message are closed.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::sys::fd_passing::{self, DESCRIPTORS_PER_MESSAGE_MAX, PassingError, Wait};
+use crate::sys::process::ProcessIdentity;
+
+/// Longest message, in bytes; also the size of the buffer to receive with.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Most sockets in one Adopt.
+pub const ADOPTED_MAX: usize = 64;
+/// Most connections told of in one Closed.
+pub const CLOSED_MAX: usize = 1024;
+/// Most clients told of in one Clients.
+pub const CLIENTS_MAX: usize = 256;
+
+const _: () = assert!(ADOPTED_MAX <= DESCRIPTORS_PER_MESSAGE_MAX);
+
+/// How a client is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// The unix socket.
+    Unix,
+}
+
+impl std::fmt::Display for Transport {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Transport::Tcp => "tcp",
+            Transport::Unix => "unix",
+        })
+    }
+}
+
+/// A connection whose socket comes with the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// Its number, never used again.
+    pub connection: u64,
+    /// How the client came.
+    pub transport: Transport,
+}
+
+/// From the front server to the data server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FrontMessage {
+    /// The first message. Descriptors: the liveness page, and the segment if a data server had it before.
+    Start {
+        /// The front server.
+        front: ProcessIdentity,
+        /// Where TCP clients connect.
+        tcp_address: String,
+        /// Where local clients connect.
+        unix_path: String,
+        /// Whether a data server of this front server has died before.
+        relaunched: bool,
+    },
+    /// Clients to be served. Descriptors: a socket for each, in order.
+    Adopt {
+        /// The clients.
+        connections: Vec<Adopted>,
+    },
+    /// Asks for the counters.
+    Stats {
+        /// Given back with the answer.
+        ticket: u32,
+    },
+    /// Asks who is connected.
+    Clients {
+        /// Given back with the answer.
+        ticket: u32,
+    },
+    /// Finish what is being served, and end.
+    Stop,
+}
+
+/// How the store came to its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartKind {
+    /// The segment was there.
+    Attached,
+    /// From the backup file.
+    Loaded,
+    /// There was nothing.
+    New,
+}
+
+impl std::fmt::Display for StartKind {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            StartKind::Attached => "attached",
+            StartKind::Loaded => "loaded",
+            StartKind::New => "new",
+        })
+    }
+}
+
+/// The value of a counter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StatisticOwned {
+    /// A number.
+    Number(u64),
+    /// A text.
+    Text(String),
+    /// Nothing now.
+    Absent,
+}
+
+/// A connected client, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientInfo {
+    /// Number of the connection.
+    pub connection: u64,
+    /// How it came.
+    pub transport: Transport,
+    /// What it calls itself; empty before its hello.
+    pub name: String,
+    /// Its process id as it told, 0 before its hello.
+    pub pid: u32,
+    /// Bytes taken from it.
+    pub received: u64,
+    /// Bytes given to it.
+    pub sent: u64,
+}
+
+/// From the data server to the front server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DataMessage {
+    /// It serves. Descriptor: the segment, whose lock it and the front server share from now on.
+    Ready {
+        /// The data server.
+        process: ProcessIdentity,
+        /// Entries in the table.
+        entries: u64,
+        /// Where they come from.
+        start: StartKind,
+        /// From its first instruction to here, in microseconds.
+        took_us: u64,
+    },
+    /// It can't serve, and ends.
+    Failed {
+        /// Why, and what to do.
+        message: String,
+    },
+    /// These connections are closed; the duplicates of their sockets can go.
+    Closed {
+        /// Their numbers.
+        connections: Vec<u64>,
+    },
+    /// The counters.
+    Stats {
+        /// As asked.
+        ticket: u32,
+        /// Name and value each.
+        statistics: Vec<(String, StatisticOwned)>,
+    },
+    /// Who is connected.
+    Clients {
+        /// As asked.
+        ticket: u32,
+        /// Some of them.
+        clients: Vec<ClientInfo>,
+        /// Whether these are the last.
+        last: bool,
+    },
+    /// All is finished; it ends.
+    Stopped,
+}
+
+/// Why a message was not sent or received.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// The socket between the servers.
+    #[error(transparent)]
+    Passing(#[from] PassingError),
+    /// What came is no message of this release.
+    #[error("the other server sent what this release does not know; are both of the same release?")]
+    Unknown,
+    /// A message is too long to be sent.
+    #[error(
+        "a message of {0} bytes to the other server is too long; this is a defect of kvs, please report it"
+    )]
+    TooLong(usize),
+}
+
+/// Sends `message` with `descriptors`.
+///
+/// # Errors
+/// [`ControlError`]; nothing was sent then.
+pub fn send<M: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &M,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), ControlError> {
+    let bytes = postcard::to_stdvec(message).map_err(|_| ControlError::Unknown)?;
+    if bytes.len() > MESSAGE_BYTES_MAX {
+        return Err(ControlError::TooLong(bytes.len()));
+    }
+    Ok(fd_passing::send(socket, &bytes, descriptors, Wait::Yes)?)
+}
+
+/// Receives the next message with its descriptors; None at the end: the other server has ended or died.
+///
+/// # Errors
+/// [`ControlError`]; what was received is lost then.
+pub fn receive<M: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+) -> Result<Option<(M, Vec<OwnedFd>)>, ControlError> {
+    let mut buffer = vec![0; MESSAGE_BYTES_MAX];
+    let received = fd_passing::receive(socket, &mut buffer, DESCRIPTORS_PER_MESSAGE_MAX, Wait::Yes)?;
+    let Some(received) = received else { return Ok(None) };
+    match postcard::take_from_bytes(&buffer[..received.length]) {
+        Ok((message, [])) => Ok(Some((message, received.descriptors))),
+        _ => Err(ControlError::Unknown),
+    }
+}
+
+#[cfg(all(test, not(miri), not(feature = "shuttle")))]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a pair")
+    }
+
+    #[test]
+    fn control_messages_arrive_with_their_descriptors() {
+        let (front, data) = pair();
+        let file = tempfile::tempfile().expect("a file");
+        let adopt =
+            FrontMessage::Adopt { connections: vec![Adopted { connection: 7, transport: Transport::Unix }] };
+        send(front.as_fd(), &adopt, &[file.as_fd()]).expect("room");
+        let (message, descriptors) = receive::<FrontMessage>(data.as_fd()).expect("sent").expect("open");
+        assert_eq!((message, descriptors.len()), (adopt, 1));
+        drop(front);
+        assert!(receive::<FrontMessage>(data.as_fd()).expect("the end").is_none());
+    }
+
+    #[test]
+    fn control_garbage_is_refused() {
+        let (front, data) = pair();
+        for garbage in [&[250u8][..], &[4, 0, 0], &[1, 200, 200, 200, 200, 1]] {
+            fd_passing::send(front.as_fd(), garbage, &[], Wait::Yes).expect("room");
+            assert!(matches!(receive::<FrontMessage>(data.as_fd()), Err(ControlError::Unknown)));
+        }
+    }
+
+    #[test]
+    fn control_the_longest_messages_fit() {
+        let (front, data) = pair();
+        let client = ClientInfo {
+            connection: u64::MAX,
+            transport: Transport::Tcp,
+            name: "n".repeat(32),
+            pid: u32::MAX,
+            received: u64::MAX,
+            sent: u64::MAX,
+        };
+        let clients = DataMessage::Clients { ticket: 1, clients: vec![client; CLIENTS_MAX], last: true };
+        send(data.as_fd(), &clients, &[]).expect("fits");
+        let closed = DataMessage::Closed { connections: vec![u64::MAX; CLOSED_MAX] };
+        send(data.as_fd(), &closed, &[]).expect("fits");
+        assert_eq!(receive::<DataMessage>(front.as_fd()).expect("sent").expect("open").0, clients);
+        assert_eq!(receive::<DataMessage>(front.as_fd()).expect("sent").expect("open").0, closed);
+    }
+}
