@@ -176,7 +176,7 @@ impl Connection {
     pub fn tcp(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, ANSWER_PATIENCE)?;
         stream.set_nodelay(true)?;
-        Self::new(Socket::Tcp(stream))
+        Self::from_socket(Socket::Tcp(stream))
     }
 
     /// Connects to a unix socket and says nothing.
@@ -184,7 +184,7 @@ impl Connection {
     /// # Errors
     /// The connection is refused.
     pub fn unix(path: &Path) -> io::Result<Self> {
-        Self::new(Socket::Unix(UnixStream::connect(path)?))
+        Self::from_socket(Socket::Unix(UnixStream::connect(path)?))
     }
 
     /// Connects over TCP and is welcomed.
@@ -203,7 +203,11 @@ impl Connection {
         Self::unix(path)?.welcomed()
     }
 
-    fn new(socket: Socket) -> io::Result<Self> {
+    /// A connection over a socket that is connected already.
+    ///
+    /// # Errors
+    /// The socket takes no time-outs.
+    pub fn from_socket(socket: Socket) -> io::Result<Self> {
         socket.set_patience(ANSWER_PATIENCE)?;
         Ok(Self { socket, output: Vec::new(), input: Vec::new(), consumed: 0, filled: 0, number: 0 })
     }
@@ -218,6 +222,11 @@ impl Connection {
     /// The socket, to be used in ways a client would not.
     pub fn socket(&mut self) -> &mut Socket {
         &mut self.socket
+    }
+
+    /// Sets the number of the last request, so that the next one carries one more.
+    pub fn set_number(&mut self, last: u32) {
+        self.number = last;
     }
 
     /// Adds a request to what the next [`flush`](Self::flush) sends, and returns its number.
