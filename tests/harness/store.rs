@@ -418,6 +418,15 @@ impl Store {
         pid
     }
 
+    /// Bytes of memory the segment takes.
+    ///
+    /// # Panics
+    /// When there is no segment.
+    pub fn segment_memory(&self) -> u64 {
+        let file = fs::metadata(&self.ready.segment).expect("a running store has a segment");
+        std::os::unix::fs::MetadataExt::blocks(&file) * 512
+    }
+
     /// Lines on standard output after the ready line.
     pub fn further_output(&self) -> Vec<String> {
         self.lines.try_iter().collect()
