@@ -1,1 +1,490 @@
-//! The connection module.
+//! One client's connection, from bytes taken off its socket to bytes ready for it. The sockets are the data server's;
+//! this is everything between them.
+//!
+//! ```text
+//! socket ─ recv ─► input ring ─ whole frames ─► execute ─► output ─ send ─► socket
+//!                  │                             │          ├ ring: answers that fit
+//!                  └ value larger than the ring ─┴ assembly └ outgoing: an answer that doesn't
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`slot`] | what of it lives in the segment, and giving that back |
+//! | [`ring`] | the buffers |
+//! | [`context`] | what all connections of a worker share |
+//! | [`request`] | executing one request |
+//! | [`large`] | values and answers larger than a ring |
+//!
+//! Invariants
+//! - Stream positions only go up: executed ≤ received, sent ≤ produced.
+//! - A request's consumption and its answer move in one store, `committed`, which is part of the transaction of its
+//!   change, if it has one.
+//! - Whatever a client does, it holds its rings and at most one list each way, and no worker waits for it.
+//!
+//! Lock: none; a connection belongs to one worker. A crash leaves the slot, from which the next data server
+//! takes it up, or, as of now, frees it.
+
+pub mod context;
+pub mod large;
+pub mod request;
+pub mod ring;
+pub mod slot;
+#[cfg(all(test, not(miri), not(feature = "shuttle")))]
+mod tests;
+
+use std::io::IoSlice;
+
+use crate::control::{Adopted, ClientInfo, Transport};
+use crate::limits::VALUE_BYTES_MAX_LIMIT;
+use crate::segment::layout::ConnectionSlot;
+use crate::segment::{OutOfMemory, Segment};
+use crate::sys::memory::Damaged;
+use crate::transaction::TransactionError;
+use crate::wire::{self, ErrorCode, FRAME_HEADER_BYTES, FrameExtent, Response, ResponseBody, SetPrefix};
+use context::Context;
+use large::{Assembly, Outgoing};
+use ring::{RING_ORDER, RING_ORDER_MAX, Ring};
+use slot::SlotIndex;
+
+/// Room in the output ring without which no request is begun: more than any answer but a value, a page or the
+/// counters takes.
+const ANSWER_ROOM: u64 = 1024;
+/// Bytes of a refused client's input that are read and thrown away, so that it gets to see the error.
+const LINGER_BYTES_MAX: u64 = 1 << 20;
+
+/// Why a worker, and with it the data server, can't go on.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Fatal(#[from] pub TransactionError);
+
+impl From<Damaged> for Fatal {
+    fn from(damaged: Damaged) -> Self {
+        Self(damaged.into())
+    }
+}
+
+/// What executing came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Everything that is there is executed; more input is needed.
+    NeedsInput,
+    /// Output must be sent before anything more can be executed.
+    NeedsOutput,
+}
+
+/// How one step ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Something was done; go on.
+    Done,
+    /// Nothing was done for want of input.
+    NeedsInput,
+    /// Nothing was done for want of room in the output.
+    NeedsOutput,
+}
+
+/// How far the conversation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Hello is awaited.
+    Greeting,
+    /// Requests are served.
+    Open,
+    /// The last answer is given; nothing more is executed.
+    Refused,
+}
+
+/// A client's connection.
+pub struct Connection<'s> {
+    segment: &'s Segment,
+    slot: &'s ConnectionSlot,
+    index: SlotIndex,
+    id: u64,
+    transport: Transport,
+    phase: Phase,
+    input: Option<Ring>,
+    output: Option<Ring>,
+    received: u64,
+    executed: u64,
+    produced: u64,
+    sent: u64,
+    /// Input up to here belongs to a frame that was refused.
+    discard_until: u64,
+    assembly: Option<Assembly>,
+    outgoing: Option<Outgoing>,
+}
+
+impl<'s> Connection<'s> {
+    /// Begins the connection that was adopted, in slot `index`.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] when `/dev/shm` has no room for the slot.
+    pub fn open(segment: &'s Segment, index: SlotIndex, adopted: Adopted) -> Result<Self, OutOfMemory> {
+        let slot = slot::open(segment, index, adopted)?;
+        Ok(Self {
+            segment,
+            slot,
+            index,
+            id: adopted.connection,
+            transport: adopted.transport,
+            phase: Phase::Greeting,
+            input: None,
+            output: None,
+            received: 0,
+            executed: 0,
+            produced: 0,
+            sent: 0,
+            discard_until: 0,
+            assembly: None,
+            outgoing: None,
+        })
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Its slot.
+    pub fn index(&self) -> SlotIndex {
+        self.index
+    }
+
+    /// Who is connected, for the operator.
+    pub fn describe(&self) -> ClientInfo {
+        ClientInfo {
+            connection: self.id,
+            transport: self.transport,
+            name: crate::segment::text_of(&self.slot.client_name),
+            pid: self.slot.client.load() as u32,
+            received: self.received,
+            sent: self.sent,
+        }
+    }
+
+    /// The free part of the input ring, for the kernel to fill.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn input_space(&mut self, context: &mut Context<'s>) -> Result<(&mut [u8], &mut [u8]), Fatal> {
+        let ring = match self.input.take() {
+            Some(ring) => ring,
+            None => context.take_ring(&self.slot.input)?,
+        };
+        let ring = self.input.insert(ring);
+        let end = self.executed + ring.capacity();
+        Ok(ring.parts_mut(self.segment.memory(), self.received, end)?)
+    }
+
+    /// Notes that the kernel put `count` bytes there.
+    pub fn received(&mut self, count: u64) {
+        self.received += count;
+        self.segment.memory().store(&self.slot.received, self.received);
+    }
+
+    /// Whether it has everything executed that it got, and nothing to send.
+    pub fn is_at_rest(&self) -> bool {
+        self.executed == self.received && !self.has_output() && self.assembly.is_none()
+    }
+
+    /// Whether there is something to send.
+    pub fn has_output(&self) -> bool {
+        self.sent < self.produced
+    }
+
+    /// Whether the last answer was given because the client can't be served.
+    pub fn is_refused(&self) -> bool {
+        self.phase == Phase::Refused
+    }
+
+    /// Whether a refused client sent so much more that it isn't listened to any longer.
+    pub fn is_exhausted(&self) -> bool {
+        self.phase == Phase::Refused && self.received.saturating_sub(self.discard_until) > LINGER_BYTES_MAX
+    }
+
+    /// What is to be sent next, in two parts.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn pending(&self) -> Result<[IoSlice<'_>; 2], Fatal> {
+        let memory = self.segment.memory();
+        let ring_end = self.outgoing.as_ref().map_or(self.produced, |outgoing| outgoing.start);
+        if self.sent < ring_end {
+            let Some(ring) = &self.output else { return Ok([IoSlice::new(&[]), IoSlice::new(&[])]) };
+            let (first, second) = ring.parts(memory, self.sent, ring_end)?;
+            return Ok([IoSlice::new(first), IoSlice::new(second)]);
+        }
+        let bytes = match &self.outgoing {
+            Some(outgoing) => ring::list_bytes(memory, outgoing.list.piece(self.sent - outgoing.start)?)?,
+            None => &[],
+        };
+        Ok([IoSlice::new(bytes), IoSlice::new(&[])])
+    }
+
+    /// Notes that the kernel took `count` bytes of it.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn sent(&mut self, context: &mut Context<'s>, count: u64) -> Result<(), Fatal> {
+        self.sent += count;
+        self.segment.memory().store(&self.slot.sent, self.sent);
+        if self.sent == self.produced
+            && let Some(outgoing) = self.outgoing.take()
+        {
+            outgoing.list.release(context.slot, &self.slot.outgoing)?;
+        }
+        Ok(())
+    }
+
+    /// Gives buffers back that nothing is in, if they are larger than usual or many are held.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn rest(&mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
+        let spare = context.holds_many_rings();
+        if self.executed == self.received
+            && let Some(ring) = self.input.take_if(|ring| spare || ring.order() != RING_ORDER)
+        {
+            context.give_back_ring(ring, &self.slot.input)?;
+        }
+        if spare
+            && self.sent == self.produced
+            && let Some(ring) = self.output.take()
+        {
+            context.give_back_ring(ring, &self.slot.output)?;
+        }
+        Ok(())
+    }
+
+    /// Ends it and frees all it holds.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn close(mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
+        for (ring, owner) in [(self.input.take(), &self.slot.input), (self.output.take(), &self.slot.output)]
+        {
+            if let Some(ring) = ring {
+                context.give_back_ring(ring, owner)?;
+            }
+        }
+        Ok(slot::release(self.segment, context.slot, self.slot)?)
+    }
+
+    /// Executes all that is there and can be.
+    ///
+    /// # Errors
+    /// [`Fatal`] when the data server can't go on; whatever is wrong with the client is answered to the client.
+    pub fn execute(&mut self, context: &mut Context<'s>) -> Result<Progress, Fatal> {
+        context.forget_ahead();
+        loop {
+            match self.step(context)? {
+                Step::Done => {}
+                Step::NeedsInput => return Ok(Progress::NeedsInput),
+                Step::NeedsOutput => return Ok(Progress::NeedsOutput),
+            }
+        }
+    }
+
+    fn step(&mut self, context: &mut Context<'s>) -> Result<Step, Fatal> {
+        if self.phase == Phase::Refused {
+            self.consume(self.received);
+            return Ok(Step::NeedsInput);
+        }
+        if self.executed < self.discard_until {
+            self.consume(self.received.min(self.discard_until));
+            if self.executed < self.discard_until {
+                return Ok(Step::NeedsInput);
+            }
+        }
+        if self.outgoing.is_some() || self.output_room() < ANSWER_ROOM {
+            return Ok(Step::NeedsOutput);
+        }
+        if self.executed == self.received && self.assembly.is_none() {
+            return Ok(Step::NeedsInput);
+        }
+        // A change answers inside of its transaction, in which no ring can be taken.
+        self.ensure_output(context)?;
+        if self.assembly.is_some() {
+            return self.assemble(context);
+        }
+        match self.input.take() {
+            None => Ok(Step::NeedsInput),
+            Some(ring) => {
+                let step = self.next_frame(context, &ring);
+                // An enlarged ring is in its place already.
+                self.input.get_or_insert(ring);
+                self.enlarge_if_asked(context)?;
+                step
+            }
+        }
+    }
+
+    /// Input up to `to` is done with, without an answer.
+    fn consume(&mut self, to: u64) {
+        self.executed = to;
+        self.segment.memory().store(&self.slot.committed, slot::pack(self.executed, self.produced));
+    }
+
+    fn output_room(&self) -> u64 {
+        match &self.output {
+            None => ANSWER_ROOM,
+            Some(ring) => ring.capacity() - (self.produced - self.sent),
+        }
+    }
+
+    /// Looks at what the input begins with, and executes it if it is whole.
+    fn next_frame(&mut self, context: &mut Context<'s>, ring: &Ring) -> Result<Step, Fatal> {
+        let (first, second) = ring.parts(self.segment.memory(), self.executed, self.received)?;
+        let mut head = [0; FRAME_HEADER_BYTES];
+        let known = copy_parts(first, second, &mut head);
+        if self.phase == Phase::Greeting && wire::looks_like_http(&head[..known]) {
+            return self.refuse_http(context);
+        }
+        let extent = match wire::peek(&head[..known], wire::request_length_max(VALUE_BYTES_MAX_LIMIT)) {
+            Ok(Some(extent)) => extent,
+            Ok(None) => return Ok(Step::NeedsInput),
+            Err(error) => return self.refuse(context, 0, error.code(), &error.to_string()),
+        };
+        if extent.total as u64 > ring.capacity() {
+            return self.large_frame(context, extent, (first, second));
+        }
+        if first.len() + second.len() < extent.total {
+            return Ok(Step::NeedsInput);
+        }
+        if first.len() >= extent.total {
+            context.look_ahead(self.executed, first);
+            let payload = &first[FRAME_HEADER_BYTES..extent.total];
+            return self.request(context, payload, extent);
+        }
+        let mut scratch = std::mem::take(&mut context.scratch);
+        scratch.clear();
+        scratch.extend_from_slice(first);
+        scratch.extend_from_slice(&second[..extent.total - first.len()]);
+        let step = self.request(context, &scratch[FRAME_HEADER_BYTES..], extent);
+        context.scratch = scratch;
+        step
+    }
+
+    /// A frame larger than the ring: a set, whose value is taken in piece by piece, or something with a long key.
+    fn large_frame(
+        &mut self,
+        context: &mut Context<'s>,
+        extent: FrameExtent,
+        (first, second): (&[u8], &[u8]),
+    ) -> Result<Step, Fatal> {
+        if self.phase == Phase::Greeting {
+            return self.refuse_unknown_client(context);
+        }
+        let mut scratch = std::mem::take(&mut context.scratch);
+        scratch.clear();
+        scratch.extend_from_slice(first);
+        scratch.extend_from_slice(second);
+        let payload_start = &scratch[FRAME_HEADER_BYTES..];
+        let step = match wire::decode_set_prefix(payload_start, extent.payload_length()) {
+            Ok(Some(prefix)) => self.begin_set(context, &prefix, extent),
+            Ok(None) => {
+                // The key alone may be longer than the ring; all before the value fits the largest one.
+                context.enlarge = scratch.len() as u64 == extents_bytes(RING_ORDER);
+                Ok(Step::NeedsInput)
+            }
+            Err(wire::DecodeError::NotASet { .. })
+                if extent.total as u64 <= extents_bytes(RING_ORDER_MAX) =>
+            {
+                context.enlarge = true;
+                Ok(Step::NeedsInput)
+            }
+            Err(error @ (wire::DecodeError::KeyLength { .. } | wire::DecodeError::UnknownMessage { .. })) => {
+                let code = error.code();
+                self.skip_frame(context, extent, error.number(), code, &error.to_string())
+            }
+            Err(error) => self.refuse(context, error.number(), error.code(), &error.to_string()),
+        };
+        context.scratch = scratch;
+        step
+    }
+
+    fn enlarge_if_asked(&mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
+        if std::mem::take(&mut context.enlarge)
+            && let Some(ring) = self.input.take_if(|ring| ring.order() < RING_ORDER_MAX)
+        {
+            let bytes = (self.executed, self.received);
+            self.input = Some(ring.enlarge(self.segment, context.slot, &self.slot.input, bytes)?);
+        }
+        Ok(())
+    }
+
+    /// Begins a set whose value does not fit the block of an entry.
+    fn begin_set(
+        &mut self,
+        context: &mut Context<'s>,
+        prefix: &SetPrefix<'_>,
+        extent: FrameExtent,
+    ) -> Result<Step, Fatal> {
+        if prefix.value_length as u64 > context.value_bytes_max {
+            let message = context.value_too_long(prefix.value_length as u64);
+            return self.skip_frame(context, extent, prefix.number, ErrorCode::ValueLength, &message);
+        }
+        self.begin_assembly(context, prefix, extent)
+    }
+
+    /// Answers with an error and throws the frame away; the connection stays usable.
+    fn skip_frame(
+        &mut self,
+        context: &mut Context<'s>,
+        extent: FrameExtent,
+        number: u32,
+        code: ErrorCode,
+        message: &str,
+    ) -> Result<Step, Fatal> {
+        self.discard_until = self.executed + extent.total as u64;
+        self.segment.memory().store(&self.slot.discard_until, self.discard_until);
+        let error = Response { number, body: ResponseBody::Error { code, message } };
+        self.answer(context, self.executed, &error)
+    }
+
+    /// Answers with an error and executes nothing more.
+    fn refuse(
+        &mut self,
+        context: &mut Context<'s>,
+        number: u32,
+        code: ErrorCode,
+        message: &str,
+    ) -> Result<Step, Fatal> {
+        let error = Response { number, body: ResponseBody::Error { code, message } };
+        let step = self.answer(context, self.executed, &error)?;
+        self.end_conversation();
+        Ok(step)
+    }
+
+    fn refuse_unknown_client(&mut self, context: &mut Context<'s>) -> Result<Step, Fatal> {
+        let message = "the first message must be Hello; this port speaks the kvs protocol, use a kvs client";
+        self.refuse(context, 0, ErrorCode::HelloExpected, message)
+    }
+
+    fn refuse_http(&mut self, context: &mut Context<'s>) -> Result<Step, Fatal> {
+        const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 73\r\n\
+            Connection: close\r\n\r\nThis port speaks the kvs protocol, not HTTP. Use kvs-tools or a library.\n";
+        self.answer_bytes(context, self.executed, ANSWER)?;
+        self.end_conversation();
+        Ok(Step::Done)
+    }
+
+    fn end_conversation(&mut self) {
+        self.phase = Phase::Refused;
+        self.discard_until = self.received;
+        self.consume(self.received);
+    }
+}
+
+const fn extents_bytes(order: usize) -> u64 {
+    crate::arena::extents::block_bytes(order)
+}
+
+/// Copies the beginning of two parts into `target`; returns how many bytes there were.
+fn copy_parts(first: &[u8], second: &[u8], target: &mut [u8]) -> usize {
+    let from_first = first.len().min(target.len());
+    target[..from_first].copy_from_slice(&first[..from_first]);
+    let from_second = second.len().min(target.len() - from_first);
+    target[from_first..from_first + from_second].copy_from_slice(&second[..from_second]);
+    from_first + from_second
+}

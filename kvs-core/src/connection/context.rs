@@ -1,0 +1,155 @@
+//! What all connections of a worker share: the table, the worker's slot, buffers that are used again and again.
+
+use super::Fatal;
+use super::ring::{RING_ORDER, Ring};
+use crate::control::StatisticOwned;
+use crate::instance::ByteSize;
+use crate::segment::layout::WorkerSlot;
+use crate::sys::memory::Word;
+use crate::table::{KeyHash, Table};
+use crate::wire::{self, FRAME_HEADER_BYTES, RequestBody};
+
+/// Requests of a pipeline whose buckets and entries are brought near before the first is executed.
+const LOOK_AHEAD_MAX: usize = 16;
+
+/// Which counter of a worker's slot counts which request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Counter {
+    /// Reads.
+    Get,
+    /// Sets, conditional ones too.
+    Set,
+    /// Deletes.
+    Delete,
+    /// Increments.
+    Increment,
+    /// Pages of keys.
+    List,
+}
+
+/// All counters with their names in the statistics.
+pub const COUNTERS: [(Counter, &str); 5] = [
+    (Counter::Get, "requests_get"),
+    (Counter::Set, "requests_set"),
+    (Counter::Delete, "requests_delete"),
+    (Counter::Increment, "requests_increment"),
+    (Counter::List, "requests_list"),
+];
+
+/// Where the counters of the store come from.
+pub trait Statistics {
+    /// Name and value of each, in the order in which they are shown.
+    fn statistics(&self) -> Vec<(String, StatisticOwned)>;
+}
+
+/// What a worker's connections share.
+pub struct Context<'s> {
+    pub(super) table: &'s Table,
+    pub(super) slot: &'s WorkerSlot,
+    pub(super) statistics: &'s dyn Statistics,
+    pub(super) value_bytes_max: u64,
+    pub(super) scratch: Vec<u8>,
+    pub(super) response: Vec<u8>,
+    /// The frame at hand needs a larger input ring.
+    pub(super) enlarge: bool,
+    rings_held: u64,
+    rings_max: u64,
+    ahead: Vec<(u64, KeyHash)>,
+}
+
+impl<'s> Context<'s> {
+    /// For the worker of `slot`, which keeps up to `rings_max` rings for clients that are silent just now.
+    pub fn new(
+        table: &'s Table,
+        slot: &'s WorkerSlot,
+        statistics: &'s dyn Statistics,
+        value_bytes_max: u64,
+        rings_max: u64,
+    ) -> Self {
+        Self {
+            table,
+            slot,
+            statistics,
+            value_bytes_max,
+            scratch: Vec::new(),
+            response: Vec::new(),
+            enlarge: false,
+            rings_held: 0,
+            rings_max,
+            ahead: Vec::with_capacity(LOOK_AHEAD_MAX),
+        }
+    }
+
+    pub(super) fn count(&self, counter: Counter) {
+        let word = &self.slot.counters[counter as usize];
+        self.table.segment().memory().store(word, word.load().wrapping_add(1));
+    }
+
+    pub(super) fn value_too_long(&self, found: u64) -> String {
+        format!(
+            "a value of {found} bytes is longer than the limit of {}; send a smaller one or start the server with \
+             a larger --max-value",
+            ByteSize(self.value_bytes_max)
+        )
+    }
+
+    pub(super) fn take_ring(&mut self, owner: &Word) -> Result<Ring, Fatal> {
+        self.rings_held += 1;
+        Ok(Ring::take(self.table.segment(), self.slot, owner, RING_ORDER)?)
+    }
+
+    pub(super) fn give_back_ring(&mut self, ring: Ring, owner: &Word) -> Result<(), Fatal> {
+        self.rings_held -= 1;
+        Ok(ring.give_back(self.table.segment(), self.slot, owner)?)
+    }
+
+    pub(super) fn holds_many_rings(&self) -> bool {
+        self.rings_held > self.rings_max
+    }
+
+    /// Brings near what the frames in `bytes`, which begin at stream position `at`, will need: first all buckets, then
+    /// all entries, so that their cache misses overlap. Does nothing while an earlier look is not used up.
+    pub(super) fn look_ahead(&mut self, at: u64, bytes: &[u8]) {
+        if self.ahead.iter().any(|(position, _)| *position == at) {
+            return;
+        }
+        self.ahead.clear();
+        let (mut position, mut rest) = (at, bytes);
+        while self.ahead.len() < LOOK_AHEAD_MAX {
+            let Ok(Some(extent)) = wire::peek(rest, rest.len()) else { break };
+            let Some(payload) = rest.get(FRAME_HEADER_BYTES..extent.total) else { break };
+            if let Some(key) = wire::decode_request(payload).ok().and_then(|request| key_of(request.body)) {
+                let hash = self.table.hash_of(key);
+                self.table.prefetch_bucket(hash);
+                self.ahead.push((position, hash));
+            }
+            position += extent.total as u64;
+            rest = &rest[extent.total..];
+        }
+        if self.ahead.len() > 1 {
+            self.ahead.iter().for_each(|(_, hash)| self.table.prefetch_entry(*hash));
+        }
+    }
+
+    /// The hash of the key of the request at stream position `at`.
+    pub(super) fn hash_of(&self, at: u64, key: &[u8]) -> KeyHash {
+        let known = self.ahead.iter().find(|(position, _)| *position == at);
+        known.map_or_else(|| self.table.hash_of(key), |(_, hash)| *hash)
+    }
+
+    /// Forgets what was looked ahead: it was another connection's.
+    pub(super) fn forget_ahead(&mut self) {
+        self.ahead.clear();
+    }
+}
+
+fn key_of(body: RequestBody<'_>) -> Option<&[u8]> {
+    match body {
+        RequestBody::Get { key }
+        | RequestBody::Set { key, .. }
+        | RequestBody::Delete { key }
+        | RequestBody::Increment { key, .. } => Some(key),
+        RequestBody::Hello { .. } | RequestBody::List { .. } | RequestBody::Stats => None,
+    }
+}

@@ -1,0 +1,393 @@
+//! Executing one request, and answering it.
+//!
+//! A read writes its answer behind the produced mark, then one store of `committed` moves consumption and answer. A
+//! change writes its answer there too, but `committed` is one of the words its transaction decides on.
+
+use std::borrow::Cow;
+
+use super::context::{Context, Counter};
+use super::ring::RING_ORDER;
+use super::{Connection, Fatal, Phase, Step, extents_bytes, slot};
+use crate::control::StatisticOwned;
+use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX_LIMIT};
+use crate::sys::memory::Damaged;
+use crate::table::{KeyHash, Table, TableError};
+use crate::transaction::{Transaction, TransactionError};
+use crate::wire::{
+    self, ErrorCode, FrameExtent, KeyBytes, PROTOCOL, RequestBody, Response, ResponseBody, SetCondition,
+    Statistic, StatisticValue, VALUE_HEAD_BYTES_MAX,
+};
+
+/// What a client is told when there is no memory.
+pub(super) const STORE_FULL: &str = "store full: the capacity is reached or /dev/shm has no room; delete something or start with a larger --capacity";
+/// What a client is told when a large answer finds no memory.
+pub(super) const NO_ROOM_FOR_ANSWER: &str =
+    "store full: no memory for an answer of this size; delete something or start with a larger --capacity";
+/// Keys of a page are collected until they take so many bytes, so that pages fit the ring unless keys are long.
+const PAGE_BYTES: usize = 16 << 10;
+/// Homes of the table that one page looks at, at most: it bounds the time other clients wait.
+const PAGE_HOMES_MAX: usize = 1024;
+/// Smaller answers never need a list.
+const RING_BYTES: u64 = extents_bytes(RING_ORDER);
+
+/// Whether an answer with a value of `length` bytes doesn't fit a ring.
+pub(super) fn is_large(length: u64) -> bool {
+    length + VALUE_HEAD_BYTES_MAX as u64 > RING_BYTES
+}
+
+/// What to tell the client; what the process can't survive is passed on.
+pub(super) fn explain(error: TableError) -> Result<(ErrorCode, Cow<'static, str>), Fatal> {
+    let told = |code, error: &TableError| Ok((code, Cow::Owned(error.to_string())));
+    match error {
+        TableError::Full(_) => Ok((ErrorCode::StoreFull, Cow::Borrowed(STORE_FULL))),
+        TableError::Quarantined { .. } => told(ErrorCode::Damaged, &error),
+        TableError::NotANumber => told(ErrorCode::NotANumber, &error),
+        TableError::NumberRange => told(ErrorCode::NumberRange, &error),
+        TableError::Transaction(TransactionError::LogFull) => {
+            log::error!("{error}");
+            told(ErrorCode::Internal, &error)
+        }
+        TableError::Transaction(TransactionError::Damaged(_)) => {
+            log::error!("{error}");
+            told(ErrorCode::Damaged, &error)
+        }
+        TableError::Transaction(fatal) => Err(fatal.into()),
+    }
+}
+
+/// What copying a value into the ring came to.
+enum Copied {
+    /// The answer takes so many bytes.
+    Whole(u64),
+    /// There is no room now.
+    NoRoom,
+    /// It needs a list: length of the value.
+    Large(u64),
+}
+
+impl<'s> Connection<'s> {
+    /// Decodes and executes the whole frame at the beginning of the input.
+    pub(super) fn request(
+        &mut self,
+        context: &mut Context<'s>,
+        payload: &[u8],
+        extent: FrameExtent,
+    ) -> Result<Step, Fatal> {
+        let request = match wire::decode_request(payload) {
+            Ok(request) => request,
+            Err(error @ wire::DecodeError::UnknownMessage { number, .. }) if self.phase == Phase::Open => {
+                return self.skip_frame(context, extent, number, error.code(), &error.to_string());
+            }
+            Err(_) if self.phase == Phase::Greeting => return self.refuse_unknown_client(context),
+            Err(error) => return self.refuse(context, error.number(), error.code(), &error.to_string()),
+        };
+        let (number, end) = (request.number, self.executed + extent.total as u64);
+        if let RequestBody::Hello { protocol, name, pid } = request.body {
+            return self.greet(context, end, number, (protocol, name, pid));
+        }
+        if self.phase == Phase::Greeting {
+            return self.refuse_unknown_client(context);
+        }
+        match request.body {
+            RequestBody::Hello { .. } => Ok(Step::Done),
+            RequestBody::Stats => self.stats(context, end, number),
+            RequestBody::List { prefix, cursor, limit } => {
+                self.list(context, end, number, (prefix, cursor, limit))
+            }
+            RequestBody::Get { key } => match self.hash_of(context, end, number, key)? {
+                Err(step) => Ok(step),
+                Ok(hash) => self.get(context, end, number, (hash, key)),
+            },
+            RequestBody::Delete { key } => match self.hash_of(context, end, number, key)? {
+                Err(step) => Ok(step),
+                Ok(hash) => self.change(context, end, number, Counter::Delete, |table, transaction| {
+                    let deleted = table.delete(transaction, hash, key)?;
+                    Ok(if deleted { ResponseBody::Deleted } else { ResponseBody::Missing })
+                }),
+            },
+            RequestBody::Increment { key, by } => match self.hash_of(context, end, number, key)? {
+                Err(step) => Ok(step),
+                Ok(hash) => self.change(context, end, number, Counter::Increment, |table, transaction| {
+                    Ok(ResponseBody::Number { value: table.increment(transaction, hash, key, by)? })
+                }),
+            },
+            RequestBody::Set { condition, key, value } => match self.hash_of(context, end, number, key)? {
+                Err(step) => Ok(step),
+                Ok(hash) => self.set(context, payload, extent, (number, condition, hash, key, value)),
+            },
+        }
+    }
+
+    /// The key's hash, or the step that told the client that it is no key.
+    fn hash_of(
+        &mut self,
+        context: &mut Context<'s>,
+        end: u64,
+        number: u32,
+        key: &[u8],
+    ) -> Result<Result<KeyHash, Step>, Fatal> {
+        if (1..=KEY_BYTES_MAX).contains(&key.len()) {
+            return Ok(Ok(context.hash_of(self.executed, key)));
+        }
+        let found = key.len();
+        let message = format!("a key of {found} bytes is not possible; keys have 1 to {KEY_BYTES_MAX} bytes");
+        let body = ResponseBody::Error { code: ErrorCode::KeyLength, message: &message };
+        self.answer(context, end, &Response { number, body }).map(Err)
+    }
+
+    fn greet(
+        &mut self,
+        context: &mut Context<'s>,
+        end: u64,
+        number: u32,
+        (protocol, name, pid): (u16, &str, u32),
+    ) -> Result<Step, Fatal> {
+        if protocol != PROTOCOL {
+            let message = format!(
+                "protocol {protocol} is not spoken here, this server speaks {PROTOCOL}; use a client of a matching release"
+            );
+            return self.refuse(context, number, ErrorCode::UnsupportedVersion, &message);
+        }
+        slot::store_client(self.segment.memory(), self.slot, self.transport, name, pid);
+        self.phase = Phase::Open;
+        let body = ResponseBody::Welcome {
+            protocol: PROTOCOL,
+            server: concat!("kvs ", env!("CARGO_PKG_VERSION")),
+            connection: self.id,
+            value_bytes_max: context.value_bytes_max,
+        };
+        self.answer(context, end, &Response { number, body })
+    }
+
+    fn get(
+        &mut self,
+        context: &mut Context<'s>,
+        end: u64,
+        number: u32,
+        (hash, key): (KeyHash, &[u8]),
+    ) -> Result<Step, Fatal> {
+        let (produced, sent) = (self.produced, self.sent);
+        let memory = self.segment.memory();
+        let mut ring = match self.output.take() {
+            Some(ring) => ring,
+            None => context.take_ring(&self.slot.output)?,
+        };
+        let copied = context.table.read(hash, key, |value| {
+            let length = value.length();
+            if length > VALUE_BYTES_MAX_LIMIT {
+                return Err(Damaged { offset: 0 });
+            }
+            if is_large(length) {
+                return Ok(Copied::Large(length));
+            }
+            let mut head = [0; VALUE_HEAD_BYTES_MAX];
+            let head_length = wire::value_response_head(&mut head, number, length as usize);
+            let total = head_length as u64 + length;
+            if total > ring.capacity() - (produced - sent) {
+                return Ok(Copied::NoRoom);
+            }
+            let (first, second) = ring.parts_mut(memory, produced, produced + total)?;
+            let split = write_parts(first, second, &head[..head_length]);
+            let (value_first, value_second) = (&mut first[split.0..], &mut second[split.1..]);
+            value.copy_to(0, value_first)?;
+            let from = value_first.len() as u64;
+            value.copy_to(from, value_second)?;
+            Ok(Copied::Whole(total))
+        });
+        self.output = Some(ring);
+        match copied {
+            Ok(Some(Copied::NoRoom)) => return Ok(Step::NeedsOutput),
+            Ok(Some(Copied::Whole(total))) => self.answered(end, total),
+            _ => {}
+        }
+        context.count(Counter::Get);
+        match copied {
+            Ok(Some(Copied::Large(length))) => {
+                self.answer_large_value(context, end, (number, hash, key), length)
+            }
+            Ok(Some(_)) => Ok(Step::Done),
+            Ok(None) => self.answer(context, end, &Response { number, body: ResponseBody::Missing }),
+            Err(error) => self.answer_table_error(context, end, number, error),
+        }
+    }
+
+    fn set(
+        &mut self,
+        context: &mut Context<'s>,
+        payload: &[u8],
+        extent: FrameExtent,
+        (number, condition, hash, key, value): (u32, SetCondition, KeyHash, &[u8], &[u8]),
+    ) -> Result<Step, Fatal> {
+        let end = self.executed + extent.total as u64;
+        if value.len() as u64 > context.value_bytes_max {
+            let message = context.value_too_long(value.len() as u64);
+            let body = ResponseBody::Error { code: ErrorCode::ValueLength, message: &message };
+            return self.answer(context, end, &Response { number, body });
+        }
+        if Table::fits_inline(key.len(), value.len()) {
+            return self.change(context, end, number, Counter::Set, |table, transaction| {
+                let stored = table.set(transaction, hash, key, value, condition)?;
+                Ok(if stored { ResponseBody::Stored } else { ResponseBody::Exists })
+            });
+        }
+        context.count(Counter::Set);
+        match wire::decode_set_prefix(payload, extent.payload_length()) {
+            Ok(Some(prefix)) => self.begin_assembly(context, &prefix, extent),
+            _ => self.refuse(context, number, ErrorCode::Malformed, "a set that can't be decoded twice"),
+        }
+    }
+
+    /// Lets `change` note its change and decides it together with the answer.
+    fn change(
+        &mut self,
+        context: &mut Context<'s>,
+        end: u64,
+        number: u32,
+        counter: Counter,
+        change: impl FnOnce(&Table, &mut Transaction<'s>) -> Result<ResponseBody<'static>, TableError>,
+    ) -> Result<Step, Fatal> {
+        context.count(counter);
+        let mut transaction = Transaction::begin(self.segment, context.slot);
+        match change(context.table, &mut transaction) {
+            Ok(body) => {
+                self.commit_answer(context, transaction, end, number, body)?;
+                context.table.collect_garbage(context.slot)?;
+                Ok(Step::Done)
+            }
+            Err(error) => {
+                drop(transaction);
+                self.answer_table_error(context, end, number, error)
+            }
+        }
+    }
+
+    /// Writes a small answer behind the produced mark and commits the transaction with the move of both marks.
+    pub(super) fn commit_answer(
+        &mut self,
+        context: &mut Context<'s>,
+        mut transaction: Transaction<'s>,
+        end: u64,
+        number: u32,
+        body: ResponseBody<'_>,
+    ) -> Result<(), Fatal> {
+        // A ring taken here would be a transaction within the transaction; the step before made sure of one.
+        let Some(ring) = &mut self.output else { return Err(Damaged { offset: 0 }.into()) };
+        context.response.clear();
+        wire::encode_response(&mut context.response, &Response { number, body });
+        let total = context.response.len() as u64;
+        let (first, second) = ring.parts_mut(self.segment.memory(), self.produced, self.produced + total)?;
+        write_parts(first, second, &context.response);
+        transaction.store(&self.slot.committed, slot::pack(end, self.produced + total));
+        transaction.commit()?;
+        (self.executed, self.produced) = (end, self.produced + total);
+        Ok(())
+    }
+
+    /// Gives the answer to the request that ends at `end`; not done when there is no room for it now.
+    pub(super) fn answer(
+        &mut self,
+        context: &mut Context<'s>,
+        end: u64,
+        response: &Response<'_>,
+    ) -> Result<Step, Fatal> {
+        let mut bytes = std::mem::take(&mut context.response);
+        bytes.clear();
+        wire::encode_response(&mut bytes, response);
+        let step = if bytes.len() as u64 > RING_BYTES {
+            self.answer_large(context, end, response.number, &bytes)
+        } else {
+            self.answer_bytes(context, end, &bytes)
+        };
+        context.response = bytes;
+        step
+    }
+
+    pub(super) fn answer_bytes(
+        &mut self,
+        context: &mut Context<'s>,
+        end: u64,
+        bytes: &[u8],
+    ) -> Result<Step, Fatal> {
+        self.ensure_output(context)?;
+        let Some(ring) = &mut self.output else { return Ok(Step::NeedsOutput) };
+        let total = bytes.len() as u64;
+        if total > ring.capacity() - (self.produced - self.sent) {
+            return Ok(Step::NeedsOutput);
+        }
+        let (first, second) = ring.parts_mut(self.segment.memory(), self.produced, self.produced + total)?;
+        write_parts(first, second, bytes);
+        self.answered(end, total);
+        Ok(Step::Done)
+    }
+
+    /// Makes sure that there is an output ring.
+    pub(super) fn ensure_output(&mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
+        if self.output.is_none() {
+            self.output = Some(context.take_ring(&self.slot.output)?);
+        }
+        Ok(())
+    }
+
+    /// Moves both marks: the request that ends at `end` is executed, and its answer of `length` bytes is there.
+    fn answered(&mut self, end: u64, length: u64) {
+        (self.executed, self.produced) = (end, self.produced + length);
+        self.segment.memory().store(&self.slot.committed, slot::pack(end, self.produced));
+    }
+
+    /// A page of keys. It ends between two homes of the table, so it may hold a few keys more than asked for.
+    fn list(
+        &mut self,
+        context: &mut Context<'s>,
+        end: u64,
+        number: u32,
+        (prefix, cursor, limit): (&[u8], u64, u32),
+    ) -> Result<Step, Fatal> {
+        context.count(Counter::List);
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        let mut next = Some(cursor);
+        for _ in 0..PAGE_HOMES_MAX {
+            let Some(at) = next else { break };
+            if ends.len() >= limit.max(1) as usize || bytes.len() >= PAGE_BYTES {
+                break;
+            }
+            let scanned = context.table.scan(at, 1, &mut |key| {
+                if key.starts_with(prefix) {
+                    bytes.extend_from_slice(key);
+                    ends.push(bytes.len());
+                }
+            });
+            next = match scanned {
+                Ok(next) => next,
+                Err(error) => return self.answer_table_error(context, end, number, error),
+            };
+        }
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let keys = starts.zip(&ends).map(|(start, &end)| KeyBytes(&bytes[start..end])).collect();
+        self.answer(context, end, &Response { number, body: ResponseBody::Keys { keys, next } })
+    }
+
+    fn stats(&mut self, context: &mut Context<'s>, end: u64, number: u32) -> Result<Step, Fatal> {
+        let owned = context.statistics.statistics();
+        let statistics = owned
+            .iter()
+            .map(|(name, value)| {
+                let value = match value {
+                    StatisticOwned::Number(number) => StatisticValue::Number(*number),
+                    StatisticOwned::Text(text) => StatisticValue::Text(text),
+                    StatisticOwned::Absent => StatisticValue::Absent,
+                };
+                Statistic { name, value }
+            })
+            .collect();
+        self.answer(context, end, &Response { number, body: ResponseBody::Stats { statistics } })
+    }
+}
+
+/// Writes `bytes` into the beginning of two parts; returns how much of each it took.
+fn write_parts(first: &mut [u8], second: &mut [u8], bytes: &[u8]) -> (usize, usize) {
+    let in_first = bytes.len().min(first.len());
+    first[..in_first].copy_from_slice(&bytes[..in_first]);
+    let in_second = bytes.len() - in_first;
+    second[..in_second].copy_from_slice(&bytes[in_first..]);
+    (in_first, in_second)
+}

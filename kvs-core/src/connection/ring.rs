@@ -1,0 +1,225 @@
+//! Ring buffers of connections, and the bytes of their block lists, as slices for the kernel to fill and to take.
+//!
+//! A ring is a block of the arena that the connection's slot names, so it outlives the process; stream positions, taken
+//! modulo its size, say where a byte is. When the arena has no block left, the ring is memory of this process
+//! instead: a store that is full of data can still be read and tidied up, and only a restart would cost such a
+//! connection.
+//!
+//! Invariants
+//! - Each ring has one owner, the connection, and each connection one worker: nobody else touches the bytes.
+//! - The slot's word names the block from the transaction that takes it to the one that gives it back.
+#![allow(unsafe_code)]
+
+use crate::arena::block_list::Chunk;
+use crate::arena::extents::{self, AllocateError, block_bytes};
+use crate::segment::Segment;
+use crate::segment::layout::WorkerSlot;
+use crate::sys::memory::{Damaged, Memory, Word};
+use crate::transaction::{Transaction, TransactionError};
+
+/// Order of a ring as connections begin with: 32 KiB.
+pub const RING_ORDER: usize = 3;
+/// Order of an input ring that holds any request but a set: 128 KiB.
+pub const RING_ORDER_MAX: usize = 5;
+
+enum Place {
+    Segment(u64),
+    Process(Box<[u8]>),
+}
+
+/// A ring buffer.
+pub struct Ring {
+    place: Place,
+    order: usize,
+}
+
+impl Ring {
+    /// Takes a ring of `order` and names it in `owner`.
+    ///
+    /// # Errors
+    /// [`TransactionError`] when the transaction can't go on.
+    pub fn take(
+        segment: &Segment,
+        slot: &WorkerSlot,
+        owner: &Word,
+        order: usize,
+    ) -> Result<Self, TransactionError> {
+        let mut transaction = Transaction::begin(segment, slot);
+        match extents::allocate(&mut transaction, order) {
+            Ok(offset) => {
+                transaction.store(owner, Chunk { offset, order }.word());
+                transaction.commit()?;
+                Ok(Self { place: Place::Segment(offset), order })
+            }
+            Err(AllocateError::OutOfMemory(_)) => {
+                let bytes = vec![0; block_bytes(order) as usize].into_boxed_slice();
+                Ok(Self { place: Place::Process(bytes), order })
+            }
+            Err(AllocateError::Transaction(error)) => Err(error),
+        }
+    }
+
+    /// Gives it back and clears `owner`.
+    ///
+    /// # Errors
+    /// [`TransactionError`] when the transaction can't go on.
+    pub fn give_back(
+        self,
+        segment: &Segment,
+        slot: &WorkerSlot,
+        owner: &Word,
+    ) -> Result<(), TransactionError> {
+        match self.place {
+            Place::Process(_) => Ok(()),
+            Place::Segment(_) => give_back_named(segment, slot, owner),
+        }
+    }
+
+    /// Takes a larger ring that holds the bytes from stream position `from` to `to`, in place of this one.
+    ///
+    /// # Errors
+    /// [`TransactionError`] when a transaction can't go on.
+    pub fn enlarge(
+        mut self,
+        segment: &Segment,
+        slot: &WorkerSlot,
+        owner: &Word,
+        (from, to): (u64, u64),
+    ) -> Result<Self, TransactionError> {
+        let memory = segment.memory();
+        let mut bytes = Vec::with_capacity((to - from) as usize);
+        let (first, second) = self.parts_mut(memory, from, to)?;
+        bytes.extend_from_slice(first);
+        bytes.extend_from_slice(second);
+        self.give_back(segment, slot, owner)?;
+        let mut larger = Self::take(segment, slot, owner, RING_ORDER_MAX)?;
+        let (first, second) = larger.parts_mut(memory, from, to)?;
+        let (head, tail) = bytes.split_at(first.len());
+        first.copy_from_slice(head);
+        second.copy_from_slice(tail);
+        Ok(larger)
+    }
+
+    /// Its order.
+    pub fn order(&self) -> usize {
+        self.order
+    }
+
+    /// Its size, in bytes.
+    #[inline(always)]
+    pub fn capacity(&self) -> u64 {
+        block_bytes(self.order)
+    }
+
+    /// The bytes from stream position `from` to `to`, at most its size apart; the second part is what wrapped around.
+    ///
+    /// # Errors
+    /// [`Damaged`] when its block lies outside of the segment.
+    #[inline]
+    pub fn parts_mut<'r>(
+        &'r mut self,
+        memory: &'r Memory,
+        from: u64,
+        to: u64,
+    ) -> Result<(&'r mut [u8], &'r mut [u8]), Damaged> {
+        let capacity = self.capacity();
+        let length = (to - from).min(capacity);
+        let start = from % capacity;
+        let first = length.min(capacity - start);
+        match &mut self.place {
+            // SAFETY: the block is this ring's own, named by the slot of a connection that has one worker; the two
+            // ranges don't overlap, and `&mut self` keeps other slices of it away.
+            Place::Segment(offset) => unsafe {
+                Ok((memory.bytes_mut(*offset + start, first)?, memory.bytes_mut(*offset, length - first)?))
+            },
+            Place::Process(bytes) => {
+                let (before, after) = bytes.split_at_mut(start as usize);
+                Ok((&mut after[..first as usize], &mut before[..(length - first) as usize]))
+            }
+        }
+    }
+
+    /// As [`Ring::parts_mut`], to look at only.
+    ///
+    /// # Errors
+    /// [`Damaged`] when its block lies outside of the segment.
+    #[inline]
+    pub fn parts<'r>(
+        &'r self,
+        memory: &'r Memory,
+        from: u64,
+        to: u64,
+    ) -> Result<(&'r [u8], &'r [u8]), Damaged> {
+        let capacity = self.capacity();
+        let length = (to - from).min(capacity);
+        let start = from % capacity;
+        let first = length.min(capacity - start);
+        match &self.place {
+            // SAFETY: as in `parts_mut`; `&self` keeps mutable slices of it away.
+            Place::Segment(offset) => unsafe {
+                Ok((
+                    &*memory.bytes_mut(*offset + start, first)?,
+                    &*memory.bytes_mut(*offset, length - first)?,
+                ))
+            },
+            Place::Process(bytes) => {
+                let (before, after) = bytes.split_at(start as usize);
+                Ok((&after[..first as usize], &before[..(length - first) as usize]))
+            }
+        }
+    }
+}
+
+/// Gives the block back that a slot's `owner` word names, if any, and clears the word.
+///
+/// # Errors
+/// [`TransactionError`] when the transaction can't go on or the word can't be one.
+pub fn give_back_named(segment: &Segment, slot: &WorkerSlot, owner: &Word) -> Result<(), TransactionError> {
+    let word = owner.load();
+    if word == 0 {
+        return Ok(());
+    }
+    let chunk = Chunk::decode(word).ok_or(Damaged { offset: word })?;
+    let mut transaction = Transaction::begin(segment, slot);
+    extents::free(&mut transaction, chunk.offset, chunk.order)?;
+    transaction.store(owner, 0);
+    transaction.commit()
+}
+
+/// Bytes of a block list of a connection, for its worker.
+///
+/// # Errors
+/// [`Damaged`] when they lie outside of the segment.
+pub fn list_bytes(memory: &Memory, (offset, length): (u64, u64)) -> Result<&[u8], Damaged> {
+    // SAFETY: the list is named by the slot of a connection that has one worker, the caller; it writes no byte of it
+    // while it looks at them.
+    unsafe { memory.bytes_mut(offset, length).map(|bytes| &*bytes) }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+    use crate::limits::CAPACITY_BYTES_MIN;
+
+    #[test]
+    fn ring_bytes_survive_wrapping_and_enlarging() {
+        let segment = Segment::on_heap(CAPACITY_BYTES_MIN).expect("heap memory");
+        let slot: &WorkerSlot = segment.memory().object(segment.regions().worker(0)).expect("exists");
+        let owner = segment.memory().word(segment.regions().worker(1).bytes()).expect("exists");
+        let mut ring = Ring::take(&segment, slot, owner, RING_ORDER).expect("room");
+        assert_ne!(owner.load(), 0);
+        let (from, to) = (32_000, 32_000 + 5_000);
+        let bytes: Vec<u8> = (0..5_000u32).map(|at| at as u8).collect();
+        let (first, second) = ring.parts_mut(segment.memory(), from, to).expect("in bounds");
+        assert_eq!((first.len(), second.len()), (768, 4_232));
+        first.copy_from_slice(&bytes[..768]);
+        second.copy_from_slice(&bytes[768..]);
+        let ring = ring.enlarge(&segment, slot, owner, (from, to)).expect("room");
+        assert_eq!(ring.order(), RING_ORDER_MAX);
+        let (first, second) = ring.parts(segment.memory(), from, to).expect("in bounds");
+        assert_eq!([first, second].concat(), bytes);
+        ring.give_back(&segment, slot, owner).expect("owned");
+        assert_eq!(owner.load(), 0);
+        give_back_named(&segment, slot, owner).expect("nothing to do");
+    }
+}
