@@ -127,19 +127,44 @@ fn listing_with_any_limit_and_cursor_is_answered() {
     assert_eq!(connection.ask(&get(b"only")).expect("read"), Answer::Value(b"1".to_vec()));
 }
 
-/// Stores values of `length` bytes until the store is full; returns how many there are.
-fn fill(connection: &mut Connection, length: usize) -> u64 {
+/// Stores values of `length` bytes until the store is full; returns which of them are there.
+fn fill(connection: &mut Connection, length: usize) -> Vec<u64> {
     let value = vec![b'f'; length];
-    for count in 0.. {
-        match connection.ask(&set(format!("fill {count}").as_bytes(), &value)).expect("answered") {
-            Answer::Stored => {}
-            answer => {
-                assert_eq!(answer.code(), Some(ErrorCode::StoreFull), "{answer:?}");
-                return count;
+    let at_once = (100_000 / length as u64).clamp(1, 200);
+    let mut stored = Vec::new();
+    for first in (0..).step_by(at_once as usize) {
+        let numbers = first..first + at_once;
+        numbers.clone().for_each(|number| _ = connection.queue(&set(&key(number), &value)));
+        connection.flush().expect("sent");
+        let mut full = false;
+        for number in numbers {
+            match connection.receive().expect("answered").1 {
+                Answer::Stored => stored.push(number),
+                answer => {
+                    assert_eq!(answer.code(), Some(ErrorCode::StoreFull), "{answer:?}");
+                    full = true;
+                }
             }
+        }
+        if full {
+            return stored;
         }
     }
     unreachable!("a store has an end")
+}
+
+fn key(number: u64) -> Vec<u8> {
+    format!("fill {number}").into_bytes()
+}
+
+fn delete_all(connection: &mut Connection, numbers: &[u64]) {
+    for some in numbers.chunks(500) {
+        some.iter().for_each(|number| _ = connection.queue(&delete(&key(*number))));
+        connection.flush().expect("sent");
+        for number in some {
+            assert_eq!(connection.receive().expect("deleted").1, Answer::Deleted, "{number}");
+        }
+    }
 }
 
 #[test]
@@ -147,27 +172,27 @@ fn full_store_refuses_writes_reads_on_and_has_room_after_deletes() {
     for length in [100, 3_000, 50_000, 700_000] {
         let store = Launch::new().capacity("32MiB").start();
         let mut connection = store.connect();
-        let count = fill(&mut connection, length);
-        let stored = count * length as u64;
-        assert!(stored > 12 << 20, "only {stored} bytes of values of {length} fit 32 MiB");
-        assert_limit_full(&mut connection, length);
-        for number in (0..count).step_by(1 + count as usize / 50) {
-            let key = format!("fill {number}");
-            let answer = connection.ask(&get(key.as_bytes())).expect("read");
-            assert!(answer == Answer::Value(vec![b'f'; length]), "{key}");
+        let filled = fill(&mut connection, length);
+        let bytes = filled.len() * length;
+        assert!(bytes > 12 << 20, "only {bytes} bytes of values of {length} fit 32 MiB");
+        assert_full(&mut connection, length);
+        for number in filled.iter().step_by(1 + filled.len() / 50) {
+            let answer = connection.ask(&get(&key(*number))).expect("read");
+            assert!(answer == Answer::Value(vec![b'f'; length]), "value {number} of {length} bytes");
         }
-        for number in 0..count {
-            let key = format!("fill {number}");
-            assert_eq!(connection.ask(&delete(key.as_bytes())).expect("deleted"), Answer::Deleted);
-        }
-        // All of it comes back, and in another length too.
-        let again = fill(&mut connection, length);
-        assert!(again >= count * 95 / 100, "{again} values of {length} bytes fit after {count} were deleted");
+        delete_all(&mut connection, &filled);
+        // All of it comes back.
+        let again = fill(&mut connection, length).len();
+        assert!(
+            again >= filled.len() * 95 / 100,
+            "{again} values of {length} bytes fit after {} were deleted",
+            filled.len()
+        );
         check(&store);
     }
 }
 
-fn assert_limit_full(connection: &mut Connection, length: usize) {
+fn assert_full(connection: &mut Connection, length: usize) {
     let answer = connection.ask(&set(b"one more", &vec![1; length])).expect("answered");
     let Answer::Error(ErrorCode::StoreFull, message) = answer else { panic!("{answer:?}") };
     assert!(message.contains("--capacity"), "what to do is not said: {message}");
@@ -179,13 +204,11 @@ fn memory_freed_in_one_size_serves_another() {
     let store = Launch::new().capacity("32MiB").start();
     let mut connection = store.connect();
     for length in [100, 700_000, 1_000, 200_000, 32, 5_000] {
-        let count = fill(&mut connection, length);
-        let stored = count * (length as u64 + 40);
-        assert!(stored > 12 << 20, "only {stored} bytes fit with values of {length} bytes");
-        for number in 0..count {
-            let key = format!("fill {number}");
-            assert_eq!(connection.ask(&delete(key.as_bytes())).expect("deleted"), Answer::Deleted);
-        }
+        let filled = fill(&mut connection, length);
+        // What an entry takes beside its value counts where values are small.
+        let bytes = filled.len() * (length + 40);
+        assert!(bytes > 12 << 20, "only {bytes} bytes fit with values of {length} bytes");
+        delete_all(&mut connection, &filled);
     }
     check(&store);
 }
