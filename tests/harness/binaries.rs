@@ -59,7 +59,8 @@ fn cargo_build(directory: &Path, what: &[&str]) {
     command.args(["build", "--quiet", "--locked", "--profile", profile]).args(what);
     command.current_dir(workspace());
     let parent = directory.parent().expect("a profile's directory lies in the target directory");
-    if parent.join("CACHEDIR.TAG").exists() {
+    // cargo keeps what it knows of the compiler in the target directory itself.
+    if parent.join(".rustc_info.json").exists() {
         command.arg("--target-dir").arg(parent);
     } else {
         command.args(["--target", name_of(parent)]);
