@@ -1,3 +1,83 @@
-//! Entry point.
+//! The data server: owns the segment and serves every request.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`start`] | attach or create the segment, complete what a dead predecessor had decided |
+//! | [`control`] | the main thread: what the front server says |
+//! | [`worker`] | one thread of the fixed pool: its epoll, its clients |
+//! | [`client`] | a client's socket and its connection |
+//! | [`housekeeping`] | memory reserved ahead of need |
+//! | [`shared`] | what all threads see |
+//!
+//! Started alone it becomes the front server, which starts it again as it should be.
+#![deny(unsafe_code)]
 
-fn main() {}
+mod client;
+mod control;
+mod housekeeping;
+mod shared;
+mod start;
+mod worker;
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use clap::Parser;
+use kvs_front::options::{ServerOptions, parse_or_exit, start_logging};
+use kvs_front::program;
+
+/// The data server of kvs.
+///
+/// Owns the shared segment and serves requests. kvs-front starts it; started by hand it starts kvs-front, and with that
+/// the whole store.
+#[derive(Debug, Parser)]
+#[command(name = "kvs-data", version, about, after_help = "Example: kvs-data --name shop --capacity 8GiB")]
+struct Options {
+    #[command(flatten)]
+    server: ServerOptions,
+
+    /// Started by kvs-front, which is at the other end of standard input
+    #[arg(long, hide = true)]
+    controlled: bool,
+}
+
+fn main() -> ExitCode {
+    let begun = Instant::now();
+    let options: Options = parse_or_exit();
+    if !options.controlled {
+        return become_front(&options.server);
+    }
+    start_logging(&options.server.log_level);
+    abort_on_panic();
+    match control::run(&options.server, begun) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The front server starts the data server; so this process becomes the front server.
+fn become_front(options: &ServerOptions) -> ExitCode {
+    let error: Box<dyn std::error::Error> = match program::find("kvs-front") {
+        Ok(path) => {
+            let console = clap::ValueEnum::to_possible_value(&options.console);
+            let console = console.map_or_else(String::new, |value| value.get_name().to_owned());
+            Command::new(path).args(options.to_arguments()).args(["--console", &console]).exec().into()
+        }
+        Err(error) => error.into(),
+    };
+    eprintln!("kvs-data: can't start the front server: {error}");
+    ExitCode::FAILURE
+}
+
+/// A thread that panicked may have left anything half done: the whole process ends, and its successor recovers.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}

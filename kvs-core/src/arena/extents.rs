@@ -17,7 +17,7 @@
 //! Lock: the arena's, taken by the transaction, after a shard's. A crash is the transaction's affair; the only
 //! thing done outside of it is reserving an extent's memory, which is done again without harm.
 
-use crate::segment::layout::{BLOCK_BYTES, EXTENT_BYTES, Extent, ORDERS};
+use crate::segment::layout::{BLOCK_BYTES, EXTENT_BYTES, Extent, ORDERS, WorkerSlot};
 use crate::segment::{OutOfMemory, Segment};
 use crate::sys::memory::{Damaged, Word};
 use crate::transaction::{Transaction, TransactionError};
@@ -215,23 +215,28 @@ pub fn reserve(transaction: &mut Transaction<'_>, offset: u64, bytes: u64) -> Re
     Ok(())
 }
 
-/// Reserves one extent ahead of need unless `spare` whole ones are free already; true when it did. For a
-/// housekeeping thread, so that no request waits for the kernel to clear two megabytes.
+/// Reserves one extent ahead of need unless a block of `order` or larger is free; true when it did. For a housekeeping
+/// thread, so that no request waits for the kernel to clear two megabytes: that happens before any lock is taken.
 ///
 /// # Errors
 /// [`AllocateError`] when the capacity is reached or the transaction can't go on.
-pub fn reserve_ahead(transaction: &mut Transaction<'_>, spare: u32) -> Result<bool, AllocateError> {
-    transaction.lock_arena()?;
-    let segment = transaction.segment();
-    let mut free = 0;
-    for word in 0..segment.regions().free_map_words {
-        let map = segment.memory().word(segment.regions().free_map(ORDERS - 1, word))?;
-        free += map.load().count_ones();
-    }
-    if free >= spare {
+pub fn reserve_ahead(segment: &Segment, slot: &WorkerSlot, order: usize) -> Result<bool, AllocateError> {
+    let (header, regions) = (segment.header()?, segment.regions());
+    let mut transaction = Transaction::begin(segment, slot);
+    let next = header.extents_reserved.load();
+    let full = next >= regions.extent_count
+        || header.reserved_bytes.load().saturating_add(EXTENT_BYTES) > regions.capacity_bytes;
+    if full || find(&transaction, order)?.is_some() {
         return Ok(false);
     }
-    add_extent(transaction)?;
+    // What another thread adds meanwhile is this very extent: its memory is taken once, whoever asks.
+    segment.reserve(regions.data + next * EXTENT_BYTES, EXTENT_BYTES)?;
+    transaction.lock_arena()?;
+    if header.extents_reserved.load() != next {
+        return Ok(false);
+    }
+    add_extent(&mut transaction)?;
+    transaction.commit()?;
     Ok(true)
 }
 
@@ -253,7 +258,6 @@ pub fn marked_free(extent: &Extent, order: usize, index: u64) -> bool {
 mod tests {
     use super::*;
     use crate::limits::CAPACITY_BYTES_MIN;
-    use crate::segment::layout::WorkerSlot;
     use proptest::prelude::*;
 
     fn slot(segment: &Segment) -> &WorkerSlot {

@@ -141,8 +141,10 @@ shared_struct! {
         tcp_address: [Word; ADDRESS_BYTES / 8],
         /// Path of the unix socket clients connect to, zero-padded.
         unix_path: [Word; ADDRESS_BYTES / 8],
+        /// Worker slots reserved so far; slots beyond were never touched.
+        worker_slots_reserved: Word,
         /// Room for later fields.
-        spare: [Word; 416],
+        spare: [Word; 415],
     }
 }
 

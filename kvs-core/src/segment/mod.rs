@@ -169,14 +169,27 @@ impl Segment {
         }
     }
 
-    /// Worker slot `index`, with memory under it.
+    /// Worker slot `index`, with memory under it and all before. Called by one thread only.
     ///
     /// # Errors
     /// [`SegmentError::Capacity`] when `/dev/shm` is full.
     pub fn claim_worker(&self, index: u64) -> Result<Offset<WorkerSlot>, SegmentError> {
-        let slot = self.regions.worker(index);
-        self.reserve_fixed(slot.bytes(), size_of::<WorkerSlot>() as u64)?;
-        Ok(slot)
+        let header = self.header()?;
+        let reserved = header.worker_slots_reserved.load();
+        if index >= reserved {
+            let from = self.regions.worker(reserved).bytes();
+            self.reserve_fixed(from, self.regions.worker(index + 1).bytes() - from)?;
+            self.memory.store(&header.worker_slots_reserved, index + 1);
+        }
+        Ok(self.regions.worker(index))
+    }
+
+    /// Memory taken from the kernel so far, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        let Ok(header) = self.header() else { return 0 };
+        header.reserved_bytes.load()
+            + header.worker_slots_reserved.load() * size_of::<WorkerSlot>() as u64
+            + header.connection_slots_reserved.load() * size_of::<ConnectionSlot>() as u64
     }
 
     /// Connection slot `index`, with memory under it. Called by one thread only.

@@ -1,0 +1,180 @@
+//! A client: its socket and its connection. One `recv`, all that can be executed, one `send`.
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use kvs_core::connection::context::Context;
+use kvs_core::connection::{Connection, Fatal, Progress};
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, recvmsg, send, sendmsg,
+};
+
+/// Rounds of executing and sending before other clients get their turn.
+const ROUNDS_MAX: usize = 32;
+
+/// What is to become of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is waited for.
+    Stays,
+    /// It was told why it can't be served; it may read that before it is closed.
+    Lingers,
+    /// It is closed.
+    Ends,
+}
+
+/// A client.
+pub struct Client<'s> {
+    socket: OwnedFd,
+    connection: Connection<'s>,
+    /// The client has sent its last byte.
+    at_end: bool,
+    /// The answers it gets are the last.
+    ending: bool,
+    /// What it is waited for.
+    interest: EventFlags,
+    /// When it is closed at the latest.
+    pub linger_until: Option<Instant>,
+}
+
+impl<'s> Client<'s> {
+    /// A client that was just adopted; it is waited for to speak.
+    pub fn new(socket: OwnedFd, connection: Connection<'s>) -> Self {
+        let interest = EventFlags::IN;
+        Self { socket, connection, at_end: false, ending: false, interest, linger_until: None }
+    }
+
+    /// The connection.
+    pub fn connection(&self) -> &Connection<'s> {
+        &self.connection
+    }
+
+    /// What it is waited for.
+    pub fn interest(&self) -> EventFlags {
+        self.interest
+    }
+
+    /// Executes what came and sends the answers.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn serve(&mut self, context: &mut Context<'s>) -> Result<Fate, Fatal> {
+        if !self.connection.has_output() && !self.at_end && !self.take_input(context)? {
+            return Ok(Fate::Ends);
+        }
+        // Out of rounds with something left to do counts as blocked: the socket is waited for to take output, which it
+        // is at once when it can.
+        let mut blocked = true;
+        for _ in 0..ROUNDS_MAX {
+            let progress = self.connection.execute(context)?;
+            match self.flush(context)? {
+                Flushed::All if progress == Progress::NeedsInput => {
+                    blocked = false;
+                    break;
+                }
+                Flushed::All => {}
+                Flushed::Some => break,
+                Flushed::Broken => return Ok(Fate::Ends),
+            }
+        }
+        self.connection.rest(context)?;
+        Ok(self.fate(blocked))
+    }
+
+    fn fate(&mut self, blocked: bool) -> Fate {
+        let unsent = blocked || self.connection.has_output();
+        self.interest = if unsent { EventFlags::OUT } else { EventFlags::IN };
+        if unsent {
+            return Fate::Stays;
+        }
+        if self.at_end || self.ending || self.connection.is_exhausted() {
+            return Fate::Ends;
+        }
+        if self.connection.is_refused() {
+            if self.linger_until.is_none() {
+                // The client sees the end after the error, and its own last words don't turn it into a reset.
+                let _ = rustix::net::shutdown(&self.socket, Shutdown::Write);
+            }
+            return Fate::Lingers;
+        }
+        Fate::Stays
+    }
+
+    /// From now on nothing more is read; it ends when all answers are sent.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn finish(&mut self, context: &mut Context<'s>) -> Result<Fate, Fatal> {
+        self.at_end = true;
+        self.ending = true;
+        self.serve(context)
+    }
+
+    /// Takes what the kernel has, as far as the ring has room; false when the connection is broken.
+    fn take_input(&mut self, context: &mut Context<'s>) -> Result<bool, Fatal> {
+        let (first, second) = self.connection.input_space(context)?;
+        if first.is_empty() {
+            return Ok(true);
+        }
+        match receive(self.socket.as_fd(), first, second) {
+            Ok(0) => self.at_end = true,
+            Ok(count) => self.connection.received(count as u64),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn flush(&mut self, context: &mut Context<'s>) -> Result<Flushed, Fatal> {
+        while self.connection.has_output() {
+            let pending = self.connection.pending()?;
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let sent = if pending[1].is_empty() {
+                send(&self.socket, &pending[0], flags)
+            } else {
+                sendmsg(&self.socket, &pending, &mut SendAncillaryBuffer::default(), flags)
+            };
+            match sent {
+                Ok(count) => self.connection.sent(context, count as u64)?,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(Flushed::Some),
+                Err(_) => return Ok(Flushed::Broken),
+            }
+        }
+        Ok(Flushed::All)
+    }
+
+    /// Closes the socket, through all its duplicates, and frees all it holds.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn close(self, context: &mut Context<'s>) -> Result<(), Fatal> {
+        // It may be closed already from the other side.
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+        self.connection.close(context)
+    }
+}
+
+impl AsFd for Client<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+enum Flushed {
+    All,
+    Some,
+    Broken,
+}
+
+fn receive(socket: BorrowedFd<'_>, first: &mut [u8], second: &mut [u8]) -> Result<usize, Errno> {
+    if second.is_empty() {
+        return recv(socket, first, RecvFlags::DONTWAIT).map(|(_, count)| count);
+    }
+    let mut parts = [IoSliceMut::new(first), IoSliceMut::new(second)];
+    recvmsg(socket, &mut parts, &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT)
+        .map(|message| message.bytes)
+}

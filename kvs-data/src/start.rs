@@ -1,0 +1,155 @@
+//! From nothing to a segment that can be served.
+//!
+//! The front server has proven that every thread of a predecessor is dead before it starts this process, and the segment's
+//! lock keeps all others out. So what is found is nobody's any more:
+//! 1. redo logs that were decided are completed;
+//! 2. every lock is made anew, whatever state its dead owner left it in;
+//! 3. replaced values whose blocks were still to be freed are freed;
+//! 4. connections of the dead one are ended, their buffers freed: the clients connect again.
+//!
+//! All of it costs O(shards + workers + connections). Killed anywhere in it, the next start does it again.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context as _, bail};
+use kvs_core::connection::slot;
+use kvs_core::control::StartKind;
+use kvs_core::instance::ByteSize;
+use kvs_core::segment::layout::{ConnectionSlot, WorkerSlot};
+use kvs_core::segment::{Segment, store_text};
+use kvs_core::sys::process::ProcessIdentity;
+use kvs_core::table::Table;
+use kvs_core::transaction::{self, Recovered, TransactionError};
+use kvs_front::options::ServerOptions;
+
+/// What the front server told at the start.
+pub struct Told {
+    /// The front server.
+    pub front: ProcessIdentity,
+    /// Where TCP clients connect.
+    pub tcp_address: String,
+    /// Where local clients connect.
+    pub unix_path: String,
+    /// Whether a data server has died before.
+    pub relaunched: bool,
+    /// The segment, if a data server had it before.
+    pub segment: Option<OwnedFd>,
+}
+
+/// Gets the segment, and brings it into a state that can be served.
+///
+/// # Errors
+/// Why it can't be had, for the operator.
+pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<(Segment, Table, StartKind)> {
+    let path = options.name.segment_path();
+    let (segment, created) = match told.segment {
+        Some(file) => (Segment::attach(&path, file)?, false),
+        None => {
+            let opened = Segment::open_or_create(&path, options.capacity.0)?;
+            (opened.segment, opened.created)
+        }
+    };
+    let table = Table::new(&segment)?;
+    if created {
+        segment.claim_worker(options.worker_count() as u64)?;
+    } else {
+        recover(&segment, &table)?;
+        let capacity = segment.regions().capacity_bytes;
+        if capacity != options.capacity.0 {
+            log::warn!(
+                "the segment keeps the capacity of {} it was made with; to change it, export, purge and import",
+                ByteSize(capacity)
+            );
+        }
+    }
+    introduce(&segment, options, &told.front, (&told.tcp_address, &told.unix_path), told.relaunched)?;
+    Ok((segment, table, if created { StartKind::New } else { StartKind::Attached }))
+}
+
+fn recover(segment: &Segment, table: &Table) -> anyhow::Result<()> {
+    let header = segment.header()?;
+    let memory = segment.memory();
+    let slots = (0..header.worker_slots_reserved.load())
+        .map(|index| memory.object::<WorkerSlot>(segment.regions().worker(index)))
+        .collect::<Result<Vec<_>, _>>()?;
+    for (index, slot) in slots.iter().enumerate() {
+        match transaction::recover(memory, slot)? {
+            Recovered::Nothing => {}
+            Recovered::Completed(words) => log::info!("worker {index}: completed a change of {words} words"),
+            Recovered::Damaged => bail!(
+                "the log of worker slot {index} contradicts itself, so the segment can't be trusted; `kvs-tools check \
+                 --name {}` tells more, `kvs-tools purge` gives it up",
+                segment_name(segment)
+            ),
+        }
+    }
+    segment.initialize_locks()?;
+    for slot in &slots {
+        table.collect_garbage(slot).context("can't free what was replaced before")?;
+    }
+    // The first slot always exists; nobody else works yet.
+    match slots.first() {
+        Some(slot) => end_connections(segment, slot),
+        None => Ok(()),
+    }
+}
+
+fn segment_name(segment: &Segment) -> String {
+    let path =
+        segment.header().map(|header| kvs_core::segment::text_of(&header.unix_path)).unwrap_or_default();
+    let stem = std::path::Path::new(&path).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    stem.unwrap_or_else(|| "NAME".into())
+}
+
+/// Ends the connections that the dead data server had.
+fn end_connections(segment: &Segment, worker: &WorkerSlot) -> anyhow::Result<()> {
+    let reserved = segment.header()?.connection_slots_reserved.load();
+    for index in 0..reserved {
+        let slot: &ConnectionSlot = segment.memory().object(segment.regions().connection(index))?;
+        if !slot::is_used(slot) {
+            continue;
+        }
+        match slot::release(segment, worker, slot) {
+            Ok(()) => {}
+            Err(error @ TransactionError::Damaged(_)) => {
+                log::error!("connection slot {index}: {error}; its blocks are not used again");
+                slot::abandon(segment, worker, slot)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Writes down who serves the segment now, and where.
+fn introduce(
+    segment: &Segment,
+    options: &ServerOptions,
+    front: &ProcessIdentity,
+    (tcp_address, unix_path): (&str, &str),
+    relaunched: bool,
+) -> anyhow::Result<()> {
+    let (header, memory) = (segment.header()?, segment.memory());
+    let own = ProcessIdentity::current().context("can't learn my own start time")?;
+    memory.store(&header.clean, 0);
+    for (words, process) in [(&header.data_process, &own), (&header.front_process, front)] {
+        memory.store(&words[0], u64::from(process.pid));
+        memory.store(&words[1], process.start_time);
+    }
+    if relaunched {
+        memory.store(&header.data_restarts, header.data_restarts.load() + 1);
+    }
+    memory.store(&header.value_bytes_max, options.max_value.0);
+    store_text(memory, &header.tcp_address, tcp_address);
+    store_text(memory, &header.unix_path, unix_path);
+    Ok(())
+}
+
+/// The segment's descriptor, for the front server to keep.
+///
+/// # Errors
+/// Never, for a segment that was opened.
+pub fn descriptor(segment: &Segment) -> anyhow::Result<OwnedFd> {
+    let file = segment.file().context("the segment has no file")?;
+    Ok(file.as_fd().try_clone_to_owned()?)
+}

@@ -1,0 +1,314 @@
+//! One thread of the fixed pool. It waits in its own `epoll` for its own clients; each client is its alone.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, Sender};
+use kvs_core::connection::context::Context;
+use kvs_core::connection::slot::SlotIndex;
+use kvs_core::connection::{Connection, Fatal};
+use kvs_core::control::{self, Adopted, CLOSED_MAX, ClientInfo, DataMessage};
+use kvs_core::liveness::FIRST_WORKER_SLOT;
+use kvs_core::segment::layout::WorkerSlot;
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::client::{Client, Fate};
+use crate::shared::Shared;
+
+/// Events taken from the kernel at once.
+const EVENTS_MAX: usize = 256;
+/// How long a refused client has to read why.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long clients have to take their last answers when the server ends.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Bytes of rings that all workers together keep for silent clients: this part of the capacity.
+const RINGS_SHARE: u64 = 64;
+/// Most rings one worker keeps for silent clients.
+const RINGS_MAX: u64 = 512;
+const RING_BYTES: u64 = 32 << 10;
+
+/// What the main thread tells a worker.
+pub enum Command {
+    /// Serve this client.
+    Adopt {
+        /// Its slot.
+        index: SlotIndex,
+        /// Who it is.
+        adopted: Adopted,
+        /// Its socket.
+        socket: OwnedFd,
+    },
+    /// Say who is connected.
+    Clients {
+        /// To whom.
+        reply: Sender<Vec<ClientInfo>>,
+    },
+    /// Finish and end.
+    Stop,
+}
+
+/// The main thread's end of a worker.
+pub struct WorkerHandle {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+}
+
+impl WorkerHandle {
+    /// Starts worker `index`.
+    ///
+    /// # Errors
+    /// When there is no memory, descriptor or thread to be had.
+    pub fn start(shared: &Arc<Shared>, index: usize) -> anyhow::Result<(Self, JoinHandle<()>)> {
+        let (commands, inbox) = crossbeam_channel::unbounded();
+        let wake =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("can't make an eventfd")?;
+        let wake = Arc::new(wake);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't make an epoll")?;
+        epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        let offset = shared.segment.claim_worker(index as u64)?;
+        let (shared, thread_wake) = (Arc::clone(shared), Arc::clone(&wake));
+        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let Ok(_alive) = shared.liveness.claim(FIRST_WORKER_SLOT + index) else { std::process::abort() };
+            let Ok(slot) = shared.segment.memory().object(offset) else { std::process::abort() };
+            if let Err(fatal) = Worker::new(&shared, slot, epoll, thread_wake, inbox).run() {
+                log::error!("worker {index}: {fatal}; ending, the next data server recovers");
+                std::process::abort();
+            }
+        });
+        Ok((Self { commands, wake }, thread.context("can't start a worker thread")?))
+    }
+
+    /// Tells the worker something.
+    pub fn send(&self, command: Command) {
+        if self.commands.send(command).is_ok() {
+            // A full counter wakes it just as well.
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+/// Token of the worker's own wake-up; clients have their place in the list.
+const WAKE: u64 = u64::MAX;
+
+struct Worker<'s> {
+    shared: &'s Shared,
+    context: Context<'s>,
+    epoll: OwnedFd,
+    wake: Arc<OwnedFd>,
+    inbox: Receiver<Command>,
+    clients: Vec<Option<Client<'s>>>,
+    free: Vec<usize>,
+    lingering: Vec<usize>,
+    closed: Vec<u64>,
+    stop_at: Option<Instant>,
+}
+
+impl<'s> Worker<'s> {
+    fn new(
+        shared: &'s Shared,
+        slot: &'s WorkerSlot,
+        epoll: OwnedFd,
+        wake: Arc<OwnedFd>,
+        inbox: Receiver<Command>,
+    ) -> Self {
+        let capacity = shared.segment.regions().capacity_bytes;
+        let rings_max = (capacity / RINGS_SHARE / RING_BYTES / shared.workers as u64).clamp(2, RINGS_MAX);
+        Self {
+            shared,
+            context: Context::new(&shared.table, slot, shared, shared.value_bytes_max, rings_max),
+            epoll,
+            wake,
+            inbox,
+            clients: Vec::new(),
+            free: Vec::new(),
+            lingering: Vec::new(),
+            closed: Vec::new(),
+            stop_at: None,
+        }
+    }
+
+    fn run(mut self) -> Result<(), Fatal> {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        loop {
+            if self.is_finished() {
+                return self.end();
+            }
+            let timeout = self.timeout();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    log::error!("epoll: {error}");
+                    std::process::abort();
+                }
+            }
+            let mut woken = false;
+            for event in events.drain(..) {
+                match event.data.u64() {
+                    WAKE => woken = true,
+                    token => self.serve(token as usize)?,
+                }
+            }
+            // Places of closed clients are given away only here, when no event of this round can mean them.
+            if woken {
+                self.obey()?;
+            }
+            self.end_lingering()?;
+            self.tell_closed();
+        }
+    }
+
+    fn timeout(&self) -> Option<rustix::event::Timespec> {
+        let lingering = self.lingering.iter().filter_map(|&place| self.clients[place].as_ref()?.linger_until);
+        let next = lingering.chain(self.stop_at).min()?;
+        let pause = next.saturating_duration_since(Instant::now());
+        Some(rustix::event::Timespec {
+            tv_sec: pause.as_secs().try_into().unwrap_or(0),
+            // A nanosecond too long is no harm, one too short is a busy round.
+            tv_nsec: (pause.subsec_nanos() + 1).into(),
+        })
+    }
+
+    fn obey(&mut self) -> Result<(), Fatal> {
+        let mut count = [0u8; 8];
+        // Only to reset it; what it says is in the inbox.
+        let _ = rustix::io::read(&self.wake, &mut count);
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::Adopt { index, adopted, socket } => self.adopt(index, adopted, socket)?,
+                Command::Clients { reply } => {
+                    let clients = self.clients.iter().flatten();
+                    let infos = clients.map(|client| client.connection().describe()).collect();
+                    // The main thread may have stopped listening.
+                    let _ = reply.send(infos);
+                }
+                Command::Stop => self.stop()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, index: SlotIndex, adopted: Adopted, socket: OwnedFd) -> Result<(), Fatal> {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.clients.push(None);
+            self.clients.len() - 1
+        });
+        let watched = epoll::add(&self.epoll, &socket, EventData::new_u64(place as u64), EventFlags::IN);
+        let opened = Connection::open(&self.shared.segment, index, adopted);
+        match (watched, opened) {
+            (Ok(()), Ok(connection)) => {
+                self.clients[place] = Some(Client::new(socket, connection));
+                if self.stop_at.is_some() {
+                    self.close(place)?;
+                }
+            }
+            (watched, opened) => {
+                if let Ok(connection) = opened {
+                    connection.close(&mut self.context)?;
+                }
+                log::warn!("connection {} can't be served: {watched:?}", adopted.connection);
+                let _ = epoll::delete(&self.epoll, &socket);
+                let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+                self.free.push(place);
+                self.shared.give_back_slot(index);
+                self.closed.push(adopted.connection);
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, place: usize) -> Result<(), Fatal> {
+        let Some(client) = self.clients.get_mut(place).and_then(Option::as_mut) else { return Ok(()) };
+        let before = client.interest();
+        let fate = client.serve(&mut self.context)?;
+        self.settle(place, before, fate)
+    }
+
+    fn settle(&mut self, place: usize, before: EventFlags, fate: Fate) -> Result<(), Fatal> {
+        let Some(client) = self.clients[place].as_mut() else { return Ok(()) };
+        if fate == Fate::Ends {
+            return self.close(place);
+        }
+        if client.interest() != before {
+            let data = EventData::new_u64(place as u64);
+            if epoll::modify(&self.epoll, client.as_fd(), data, client.interest()).is_err() {
+                return self.close(place);
+            }
+        }
+        if fate == Fate::Lingers && client.linger_until.is_none() {
+            client.linger_until = Some(Instant::now() + LINGER);
+            self.lingering.push(place);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, place: usize) -> Result<(), Fatal> {
+        let Some(client) = self.clients[place].take() else { return Ok(()) };
+        // The front server's duplicate keeps the socket in the epoll otherwise.
+        let _ = epoll::delete(&self.epoll, client.as_fd());
+        let (id, index) = (client.connection().id(), client.connection().index());
+        client.close(&mut self.context)?;
+        self.free.push(place);
+        self.lingering.retain(|&other| other != place);
+        self.shared.give_back_slot(index);
+        self.closed.push(id);
+        Ok(())
+    }
+
+    fn end_lingering(&mut self) -> Result<(), Fatal> {
+        if self.lingering.is_empty() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let over = |place: &usize| {
+            self.clients[*place]
+                .as_ref()
+                .and_then(|client| client.linger_until)
+                .is_none_or(|until| until <= now)
+        };
+        let over: Vec<usize> = self.lingering.iter().copied().filter(over).collect();
+        over.into_iter().try_for_each(|place| self.close(place))
+    }
+
+    /// Tells the front server to let its duplicates go.
+    fn tell_closed(&mut self) {
+        while !self.closed.is_empty() {
+            let rest = self.closed.split_off(self.closed.len().min(CLOSED_MAX));
+            let connections = std::mem::replace(&mut self.closed, rest);
+            if let Err(error) =
+                control::send(self.shared.control.as_fd(), &DataMessage::Closed { connections }, &[])
+            {
+                // It is gone, and its duplicates with it.
+                log::debug!("can't tell the front server: {error}");
+            }
+        }
+    }
+
+    /// Executes what is there already, and gives clients a while to take their answers.
+    fn stop(&mut self) -> Result<(), Fatal> {
+        self.stop_at = Some(Instant::now() + FAREWELL);
+        for place in 0..self.clients.len() {
+            let Some(client) = self.clients[place].as_mut() else { continue };
+            let before = client.interest();
+            let fate = client.finish(&mut self.context)?;
+            self.settle(place, before, fate)?;
+        }
+        Ok(())
+    }
+
+    fn is_finished(&self) -> bool {
+        self.stop_at.is_some_and(|at| at <= Instant::now() || self.clients.iter().all(Option::is_none))
+    }
+
+    fn end(mut self) -> Result<(), Fatal> {
+        for place in 0..self.clients.len() {
+            self.close(place)?;
+        }
+        self.tell_closed();
+        Ok(())
+    }
+}

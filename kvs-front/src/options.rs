@@ -1,0 +1,289 @@
+//! Options that both servers take. They are passed on as they were given.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, ValueEnum};
+use kvs_core::instance::{ByteSize, InstanceName, ParseError, parse_duration};
+use kvs_core::limits::{
+    CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN, CONNECTIONS_MAX_LIMIT, VALUE_BYTES_MAX_LIMIT, WORKER_THREADS_MAX,
+};
+
+/// Exit status of wrong usage.
+const EXIT_USAGE: i32 = 64;
+
+/// When an acknowledged write is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Before the answer.
+    Always,
+    /// At most so long after it.
+    Interval(Duration),
+    /// When the kernel likes.
+    Os,
+}
+
+impl FromStr for Durability {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "always" => Ok(Self::Always),
+            "os" => Ok(Self::Os),
+            _ => match text.strip_prefix("interval=").map(parse_duration) {
+                Some(Ok(duration)) if !duration.is_zero() => Ok(Self::Interval(duration)),
+                Some(Err(error)) => Err(error.to_string()),
+                _ => Err("write always, interval=DURATION (such as interval=1s) or os".into()),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Durability {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Always => formatter.write_str("always"),
+            Self::Interval(duration) => write!(formatter, "interval={}us", duration.as_micros()),
+            Self::Os => formatter.write_str("os"),
+        }
+    }
+}
+
+/// Whether there is an operator console on standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleMode {
+    /// Only when it is a terminal.
+    Auto,
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// Options of `kvs-front`, with the same meaning for `kvs-data` where they apply.
+#[derive(Debug, Clone, Args)]
+pub struct ServerOptions {
+    /// Instance name; instances run side by side
+    ///
+    /// Letters, digits, '.', '_' and '-', up to 64. The segment is /dev/shm/kvs-NAME.
+    #[arg(long, env = "KVS_NAME", default_value = "kvs", value_name = "NAME", help_heading = "Instance")]
+    pub name: InstanceName,
+
+    /// TCP address to listen on [default: 127.0.0.1:9999, or the next free port]
+    ///
+    /// With an address given, a port that is taken is an error; port 0 takes any free one. The ready line tells which.
+    #[arg(long, env = "KVS_LISTEN", value_name = "ADDR", help_heading = "Clients")]
+    pub listen: Option<SocketAddr>,
+
+    /// Unix socket for local clients [default: $XDG_RUNTIME_DIR/kvs-NAME.sock or /tmp/kvs-UID/NAME.sock]
+    ///
+    /// Made with mode 0600; only this user and root get in.
+    #[arg(long, env = "KVS_UNIX", value_name = "PATH", help_heading = "Clients")]
+    pub unix: Option<PathBuf>,
+
+    /// Most connections at a time; one more is refused with an error
+    ///
+    /// 1 to 65536. Each takes a descriptor in both servers.
+    #[arg(long, env = "KVS_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N", help_heading = "Clients",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX_LIMIT)))]
+    pub max_connections: u32,
+
+    /// Largest value
+    ///
+    /// Up to 64MiB. A larger one gets an error that names this limit; the connection stays usable.
+    #[arg(long, env = "KVS_MAX_VALUE", default_value = "16MiB", value_name = "SIZE", help_heading = "Clients",
+        value_parser = parse_max_value)]
+    pub max_value: ByteSize,
+
+    /// Most memory the segment may take
+    ///
+    /// 16MiB to 1TiB, rounded down to 2MiB. Memory is taken as data grows, not at start; when it is used up, writes get
+    /// "store full". A segment that is there already keeps the capacity it was made with.
+    #[arg(long, env = "KVS_CAPACITY", default_value = "1GiB", value_name = "SIZE", help_heading = "Data",
+        value_parser = parse_capacity)]
+    pub capacity: ByteSize,
+
+    /// Backup file [default: $XDG_STATE_HOME/kvs/NAME.backup or ~/.local/state/kvs/NAME.backup]
+    ///
+    /// Not written by this release: data survives the death of any or all processes, but not a restart of the machine.
+    #[arg(long, env = "KVS_BACKUP", value_name = "FILE", help_heading = "Data")]
+    pub backup: Option<PathBuf>,
+
+    /// When an acknowledged write is on disk: always, interval=DURATION or os
+    ///
+    /// In every mode it survives the death of any or all of the processes. See --backup.
+    #[arg(
+        long,
+        env = "KVS_DURABILITY",
+        default_value = "interval=1s",
+        value_name = "MODE",
+        help_heading = "Data"
+    )]
+    pub durability: Durability,
+
+    /// Worker threads [default: number of cores]
+    ///
+    /// 1 to 63. More than there are cores seldom helps: a worker never waits for a client.
+    #[arg(long, env = "KVS_WORKERS", value_name = "N", help_heading = "Running",
+        value_parser = clap::value_parser!(u16).range(1..=WORKER_THREADS_MAX as i64))]
+    pub workers: Option<u16>,
+
+    /// Operator console on standard input
+    ///
+    /// auto: only when it is a terminal. The end of input never stops the server.
+    #[arg(
+        long,
+        env = "KVS_CONSOLE",
+        value_enum,
+        default_value = "auto",
+        value_name = "WHEN",
+        help_heading = "Running",
+        hide_possible_values = true
+    )]
+    pub console: ConsoleMode,
+
+    /// What is logged to standard error: error, warn, info, debug, or a filter of env_logger
+    #[arg(long, env = "KVS_LOG", default_value = "info", value_name = "LEVEL", help_heading = "Running")]
+    pub log_level: String,
+}
+
+fn parse_capacity(text: &str) -> Result<ByteSize, String> {
+    in_range(text, CAPACITY_BYTES_MIN, CAPACITY_BYTES_MAX)
+}
+
+fn parse_max_value(text: &str) -> Result<ByteSize, String> {
+    in_range(text, 0, VALUE_BYTES_MAX_LIMIT)
+}
+
+fn in_range(text: &str, least: u64, most: u64) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|error: ParseError| error.to_string())?;
+    if (least..=most).contains(&size.0) {
+        return Ok(size);
+    }
+    Err(format!("{size} is out of range: choose between {} and {}", ByteSize(least), ByteSize(most)))
+}
+
+impl ServerOptions {
+    /// Where the unix socket is.
+    pub fn unix_path(&self) -> PathBuf {
+        self.unix.clone().unwrap_or_else(|| self.name.default_unix_path())
+    }
+
+    /// Worker threads to start.
+    pub fn worker_count(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.workers.map_or_else(cores, usize::from).clamp(1, WORKER_THREADS_MAX)
+    }
+
+    /// The same options as arguments.
+    pub fn to_arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut add = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
+        add("--name", self.name.to_string().into());
+        add("--max-connections", self.max_connections.to_string().into());
+        add("--max-value", self.max_value.to_string().into());
+        add("--capacity", self.capacity.to_string().into());
+        add("--durability", self.durability.to_string().into());
+        add("--log-level", self.log_level.clone().into());
+        if let Some(workers) = self.workers {
+            add("--workers", workers.to_string().into());
+        }
+        if let Some(listen) = self.listen {
+            add("--listen", listen.to_string().into());
+        }
+        if let Some(unix) = &self.unix {
+            add("--unix", unix.clone().into());
+        }
+        if let Some(backup) = &self.backup {
+            add("--backup", backup.clone().into());
+        }
+        arguments
+    }
+}
+
+/// Parses the command line; help and version end with 0, wrong usage with 64.
+pub fn parse_or_exit<P: Parser + CommandFactory>() -> P {
+    P::try_parse().unwrap_or_else(|error| {
+        let status = if error.use_stderr() { EXIT_USAGE } else { 0 };
+        // Nobody is left to be told when this fails too.
+        let _ = error.print();
+        std::process::exit(status)
+    })
+}
+
+/// Starts logging to standard error as `level` says.
+pub fn start_logging(level: &str) {
+    env_logger::Builder::new()
+        .parse_filters(level)
+        .format_timestamp_millis()
+        .format_target(false)
+        .target(env_logger::Target::Stderr)
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        server: ServerOptions,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<ServerOptions, clap::Error> {
+        Only::try_parse_from([&["x"], arguments].concat()).map(|only| only.server)
+    }
+
+    #[test]
+    fn options_survive_being_passed_on() {
+        let given = parse(&[
+            "--name",
+            "a",
+            "--listen",
+            "127.0.0.1:0",
+            "--unix",
+            "/tmp/x.sock",
+            "--capacity",
+            "64MiB",
+            "--durability",
+            "interval=250ms",
+            "--workers",
+            "3",
+            "--max-value",
+            "1MiB",
+            "--max-connections",
+            "7",
+            "--backup",
+            "/tmp/b",
+        ])
+        .expect("sound");
+        let mut command = vec![OsString::from("x")];
+        command.extend(given.to_arguments());
+        let again = Only::try_parse_from(command).expect("sound").server;
+        assert_eq!(again.to_arguments(), given.to_arguments());
+        assert_eq!(again.durability, Durability::Interval(Duration::from_millis(250)));
+    }
+
+    #[test]
+    fn options_impossible_ones_are_refused() {
+        for bad in [
+            ["--name", "a/b"],
+            ["--capacity", "1MiB"],
+            ["--capacity", "lots"],
+            ["--max-value", "65MiB"],
+            ["--workers", "0"],
+            ["--workers", "64"],
+            ["--max-connections", "0"],
+            ["--durability", "never"],
+            ["--durability", "interval=0s"],
+            ["--listen", "9999"],
+            ["--console", "maybe"],
+        ] {
+            assert!(parse(&bad).is_err(), "{bad:?}");
+        }
+    }
+}
