@@ -18,8 +18,12 @@
 //! ```
 //!
 //! Invariants: both ends are the same release (the front server starts the data server beside it); a packet is taken
-//! whole or refused; descriptors that don't belong to a message are closed.
+//! whole or refused, and it is refused when it has not the descriptors it speaks of. Refused ones are closed.
+//!
+//! No lock: the kernel keeps packets apart, so any thread may send; one thread at each end receives. A crash loses what
+//! its sender had not sent; the other end sees everything before, and then the end.
 
+use std::ops::RangeInclusive;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use serde::de::DeserializeOwned;
@@ -192,6 +196,31 @@ pub enum DataMessage {
     Stopped,
 }
 
+/// What both kinds of messages have in common.
+pub trait Message: Serialize + DeserializeOwned {
+    /// How many descriptors the message speaks of.
+    fn descriptors(&self) -> RangeInclusive<usize>;
+}
+
+impl Message for FrontMessage {
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        match self {
+            FrontMessage::Start { .. } => 1..=2,
+            FrontMessage::Adopt { connections } => connections.len()..=connections.len(),
+            FrontMessage::Stats { .. } | FrontMessage::Clients { .. } | FrontMessage::Stop => 0..=0,
+        }
+    }
+}
+
+impl Message for DataMessage {
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        match self {
+            DataMessage::Ready { .. } => 1..=1,
+            _ => 0..=0,
+        }
+    }
+}
+
 /// Why a message was not sent or received.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -202,6 +231,17 @@ pub enum ControlError {
     /// What came is no message of this release.
     #[error("the other server sent what this release does not know; are both of the same release?")]
     Unknown,
+    /// A message has not the descriptors it speaks of.
+    #[error(
+        "a message between the servers came with {found} descriptors, not the {expected:?} it speaks of; \
+         are both of the same release?"
+    )]
+    Descriptors {
+        /// How many it should have.
+        expected: RangeInclusive<usize>,
+        /// How many it has.
+        found: usize,
+    },
     /// A message is too long to be sent.
     #[error(
         "a message of {0} bytes to the other server is too long; this is a defect of kvs, please report it"
@@ -209,15 +249,16 @@ pub enum ControlError {
     TooLong(usize),
 }
 
-/// Sends `message` with `descriptors`.
+/// Sends `message` with `descriptors`; waits while the other end has no room.
 ///
 /// # Errors
 /// [`ControlError`]; nothing was sent then.
-pub fn send<M: Serialize>(
+pub fn send<M: Message>(
     socket: BorrowedFd<'_>,
     message: &M,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<(), ControlError> {
+    check_descriptors(message, descriptors.len())?;
     let bytes = postcard::to_stdvec(message).map_err(|_| ControlError::Unknown)?;
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(ControlError::TooLong(bytes.len()));
@@ -229,22 +270,31 @@ pub fn send<M: Serialize>(
 ///
 /// # Errors
 /// [`ControlError`]; what was received is lost then.
-pub fn receive<M: DeserializeOwned>(
-    socket: BorrowedFd<'_>,
-) -> Result<Option<(M, Vec<OwnedFd>)>, ControlError> {
+pub fn receive<M: Message>(socket: BorrowedFd<'_>) -> Result<Option<(M, Vec<OwnedFd>)>, ControlError> {
     let mut buffer = vec![0; MESSAGE_BYTES_MAX];
     let received = fd_passing::receive(socket, &mut buffer, DESCRIPTORS_PER_MESSAGE_MAX, Wait::Yes)?;
     let Some(received) = received else { return Ok(None) };
-    match postcard::take_from_bytes(&buffer[..received.length]) {
-        Ok((message, [])) => Ok(Some((message, received.descriptors))),
+    match postcard::take_from_bytes::<M>(&buffer[..received.length]) {
+        Ok((message, [])) => {
+            check_descriptors(&message, received.descriptors.len())?;
+            Ok(Some((message, received.descriptors)))
+        }
         _ => Err(ControlError::Unknown),
     }
 }
 
+fn check_descriptors<M: Message>(message: &M, found: usize) -> Result<(), ControlError> {
+    let expected = message.descriptors();
+    if expected.contains(&found) { Ok(()) } else { Err(ControlError::Descriptors { expected, found }) }
+}
+
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod tests {
+    //! Goal: a message arrives whole with its descriptors, or is refused. Method: a socket pair inside the test.
+
     use std::os::fd::AsFd;
 
+    use proptest::prelude::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
@@ -273,6 +323,35 @@ mod tests {
             fd_passing::send(front.as_fd(), garbage, &[], Wait::Yes).expect("room");
             assert!(matches!(receive::<FrontMessage>(data.as_fd()), Err(ControlError::Unknown)));
         }
+    }
+
+    proptest! {
+        #[test]
+        fn control_random_bytes_are_a_message_or_refused(bytes in prop::collection::vec(any::<u8>(), 1..200)) {
+            let (front, data) = pair();
+            fd_passing::send(front.as_fd(), &bytes, &[], Wait::Yes).expect("room");
+            let _ = receive::<FrontMessage>(data.as_fd());
+            fd_passing::send(data.as_fd(), &bytes, &[], Wait::Yes).expect("room");
+            let _ = receive::<DataMessage>(front.as_fd());
+        }
+    }
+
+    #[test]
+    fn control_a_message_without_its_descriptors_is_refused_both_ways() {
+        let (front, data) = pair();
+        let adopted = Adopted { connection: 7, transport: Transport::Tcp };
+        let adopt = FrontMessage::Adopt { connections: vec![adopted; 2] };
+        let refused = send(front.as_fd(), &adopt, &[front.as_fd()]);
+        assert!(matches!(refused, Err(ControlError::Descriptors { found: 1, .. })), "{refused:?}");
+        for (message, descriptors) in [(&adopt, 1), (&adopt, 3), (&FrontMessage::Stop, 1)] {
+            let bytes = postcard::to_stdvec(message).expect("encoded");
+            fd_passing::send(front.as_fd(), &bytes, &vec![front.as_fd(); descriptors], Wait::Yes)
+                .expect("room");
+            let refused = receive::<FrontMessage>(data.as_fd());
+            assert!(matches!(refused, Err(ControlError::Descriptors { .. })), "{refused:?}");
+        }
+        send(front.as_fd(), &FrontMessage::Stop, &[]).expect("room");
+        assert!(receive::<FrontMessage>(data.as_fd()).expect("sent").is_some(), "the next one is not hurt");
     }
 
     #[test]

@@ -57,22 +57,26 @@ impl InstanceName {
 
     /// Where its unix socket is unless told otherwise.
     pub fn default_unix_path(&self) -> PathBuf {
-        match std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty()) {
-            Some(directory) => Path::new(&directory).join(format!("kvs-{}.sock", self.0)),
+        match directory_from("XDG_RUNTIME_DIR") {
+            Some(directory) => directory.join(format!("kvs-{}.sock", self.0)),
             None => private_directory().join(format!("{}.sock", self.0)),
         }
     }
 
     /// Where its backup file is unless told otherwise.
     pub fn default_backup_path(&self) -> PathBuf {
-        let set = |name| std::env::var_os(name).filter(|directory| !directory.is_empty());
-        let state = match (set("XDG_STATE_HOME"), set("HOME")) {
-            (Some(state), _) => PathBuf::from(state),
-            (None, Some(home)) => PathBuf::from(home).join(".local/state"),
+        let state = match (directory_from("XDG_STATE_HOME"), directory_from("HOME")) {
+            (Some(state), _) => state,
+            (None, Some(home)) => home.join(".local/state"),
             (None, None) => PathBuf::from("/var/lib"),
         };
         state.join("kvs").join(format!("{}.backup", self.0))
     }
+}
+
+/// A directory that the environment names; a relative one is none, as the specification of those variables wants it.
+fn directory_from(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from).filter(|directory| directory.is_absolute())
 }
 
 /// Directory for sockets where the system gives no runtime directory; to be made with mode 0700.
@@ -161,6 +165,15 @@ pub fn parse_duration(text: &str) -> Result<Duration, ParseError> {
     number.checked_mul(microseconds).map(Duration::from_micros).ok_or_else(error)
 }
 
+/// Writes a duration as [`parse_duration`] reads it, in the largest unit that divides it.
+pub fn format_duration(duration: Duration) -> String {
+    let microseconds = duration.as_micros();
+    let units = [("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)];
+    let divides = |factor: u128| microseconds > 0 && microseconds.is_multiple_of(factor);
+    let (unit, factor) = units.into_iter().find(|(_, factor)| divides(*factor)).unwrap_or(("s", 1));
+    format!("{}{unit}", microseconds / factor)
+}
+
 fn split_unit(text: &str) -> Option<(u64, &str)> {
     let text = text.trim();
     let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
@@ -210,6 +223,12 @@ mod tests {
     fn durations_are_read() {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("1s"), Ok(Duration::from_secs(1)));
+        for (duration, text) in
+            [(90_000_000, "90s"), (250_000, "250ms"), (7, "7us"), (0, "0s"), (7_200_000_000, "2h")]
+        {
+            let duration = Duration::from_micros(duration);
+            assert_eq!((format_duration(duration).as_str(), parse_duration(text)), (text, Ok(duration)));
+        }
         for bad in ["", "1", "s", "1.5s", "-1s", "1d", "999999999999999999h"] {
             assert!(parse_duration(bad).is_err(), "{bad:?}");
         }

@@ -1,15 +1,16 @@
 //! Options that both servers take. They are passed on as they were given.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, ValueEnum};
-use kvs_core::instance::{ByteSize, InstanceName, ParseError, parse_duration};
+use kvs_core::instance::{ByteSize, InstanceName, ParseError, format_duration, parse_duration};
 use kvs_core::limits::{
-    CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN, CONNECTIONS_MAX_LIMIT, VALUE_BYTES_MAX_LIMIT, WORKER_THREADS_MAX,
+    CAPACITY_BYTES_DEFAULT, CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN, CONNECTIONS_MAX_DEFAULT,
+    CONNECTIONS_MAX_LIMIT, VALUE_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_LIMIT, WORKER_THREADS_MAX,
 };
 
 /// Exit status of wrong usage.
@@ -46,7 +47,7 @@ impl std::fmt::Display for Durability {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Always => formatter.write_str("always"),
-            Self::Interval(duration) => write!(formatter, "interval={}us", duration.as_micros()),
+            Self::Interval(duration) => write!(formatter, "interval={}", format_duration(*duration)),
             Self::Os => formatter.write_str("os"),
         }
     }
@@ -63,19 +64,37 @@ pub enum ConsoleMode {
     Off,
 }
 
+impl std::fmt::Display for ConsoleMode {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        })
+    }
+}
+
 /// Options of `kvs-front`, with the same meaning for `kvs-data` where they apply.
 #[derive(Debug, Clone, Args)]
 pub struct ServerOptions {
     /// Instance name; instances run side by side
     ///
     /// Letters, digits, '.', '_' and '-', up to 64. The segment is /dev/shm/kvs-NAME.
-    #[arg(long, env = "KVS_NAME", default_value = "kvs", value_name = "NAME", help_heading = "Instance")]
+    #[arg(
+        long,
+        env = "KVS_NAME",
+        default_value = "kvs",
+        value_name = "NAME",
+        help_heading = "Instance",
+        allow_hyphen_values = true
+    )]
     pub name: InstanceName,
 
     /// TCP address to listen on [default: 127.0.0.1:9999, or the next free port]
     ///
-    /// With an address given, a port that is taken is an error; port 0 takes any free one. The ready line tells which.
-    #[arg(long, env = "KVS_LISTEN", value_name = "ADDR", help_heading = "Clients")]
+    /// An address or a name with a port. With one given, a port that is taken is an error; port 0 takes any free one. The
+    /// ready line tells which. There is no authentication: listen on other addresses in trusted networks only.
+    #[arg(long, env = "KVS_LISTEN", value_name = "ADDR", help_heading = "Clients", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
 
     /// Unix socket for local clients [default: $XDG_RUNTIME_DIR/kvs-NAME.sock or /tmp/kvs-UID/NAME.sock]
@@ -87,14 +106,16 @@ pub struct ServerOptions {
     /// Most connections at a time; one more is refused with an error
     ///
     /// 1 to 65536. Each takes a descriptor in both servers.
-    #[arg(long, env = "KVS_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N", help_heading = "Clients",
+    #[arg(long, env = "KVS_MAX_CONNECTIONS", default_value_t = CONNECTIONS_MAX_DEFAULT, value_name = "N", help_heading = "Clients",
+        allow_negative_numbers = true,
         value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX_LIMIT)))]
     pub max_connections: u32,
 
     /// Largest value
     ///
     /// Up to 64MiB. A larger one gets an error that names this limit; the connection stays usable.
-    #[arg(long, env = "KVS_MAX_VALUE", default_value = "16MiB", value_name = "SIZE", help_heading = "Clients",
+    #[arg(long, env = "KVS_MAX_VALUE", default_value_t = ByteSize(VALUE_BYTES_MAX_DEFAULT), value_name = "SIZE", help_heading = "Clients",
+        allow_negative_numbers = true,
         value_parser = parse_max_value)]
     pub max_value: ByteSize,
 
@@ -102,7 +123,8 @@ pub struct ServerOptions {
     ///
     /// 16MiB to 1TiB, rounded down to 2MiB. Memory is taken as data grows, not at start; when it is used up, writes get
     /// "store full". A segment that is there already keeps the capacity it was made with.
-    #[arg(long, env = "KVS_CAPACITY", default_value = "1GiB", value_name = "SIZE", help_heading = "Data",
+    #[arg(long, env = "KVS_CAPACITY", default_value_t = ByteSize(CAPACITY_BYTES_DEFAULT), value_name = "SIZE", help_heading = "Data",
+        allow_negative_numbers = true,
         value_parser = parse_capacity)]
     pub capacity: ByteSize,
 
@@ -128,6 +150,7 @@ pub struct ServerOptions {
     ///
     /// 1 to 63. More than there are cores seldom helps: a worker never waits for a client.
     #[arg(long, env = "KVS_WORKERS", value_name = "N", help_heading = "Running",
+        allow_negative_numbers = true,
         value_parser = clap::value_parser!(u16).range(1..=WORKER_THREADS_MAX as i64))]
     pub workers: Option<u16>,
 
@@ -150,6 +173,16 @@ pub struct ServerOptions {
     pub log_level: String,
 }
 
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let found = text
+        .to_socket_addrs()
+        .map_err(|error| format!("{error}; write an address such as 127.0.0.1:9999"))?;
+    let addresses: Vec<SocketAddr> = found.collect();
+    // A name with both kinds of address: clients that don't say more mean the older one.
+    let preferred = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    preferred.copied().ok_or_else(|| "no address has this name".into())
+}
+
 fn parse_capacity(text: &str) -> Result<ByteSize, String> {
     in_range(text, CAPACITY_BYTES_MIN, CAPACITY_BYTES_MAX)
 }
@@ -167,9 +200,10 @@ fn in_range(text: &str, least: u64, most: u64) -> Result<ByteSize, String> {
 }
 
 impl ServerOptions {
-    /// Where the unix socket is.
+    /// Where the unix socket is, as an absolute path.
     pub fn unix_path(&self) -> PathBuf {
-        self.unix.clone().unwrap_or_else(|| self.name.default_unix_path())
+        let path = self.unix.clone().unwrap_or_else(|| self.name.default_unix_path());
+        std::path::absolute(&path).unwrap_or(path)
     }
 
     /// Worker threads to start.
@@ -188,6 +222,7 @@ impl ServerOptions {
         add("--capacity", self.capacity.to_string().into());
         add("--durability", self.durability.to_string().into());
         add("--log-level", self.log_level.clone().into());
+        add("--console", self.console.to_string().into());
         if let Some(workers) = self.workers {
             add("--workers", workers.to_string().into());
         }
@@ -281,9 +316,15 @@ mod tests {
             ["--durability", "never"],
             ["--durability", "interval=0s"],
             ["--listen", "9999"],
+            ["--listen", "-"],
             ["--console", "maybe"],
+            ["--capacity", "-1"],
+            ["--workers", "-1"],
+            ["--name", "-dash"],
+            ["--name", ""],
         ] {
-            assert!(parse(&bad).is_err(), "{bad:?}");
+            let message = parse(&bad).expect_err(bad[1]).to_string();
+            assert!(message.contains(bad[0]), "{bad:?}: {message}");
         }
     }
 }
