@@ -1,0 +1,367 @@
+//! A client: one call, one answer. When the connection breaks it connects again and repeats what may be repeated.
+
+use std::time::{Duration, Instant};
+
+use kvs_core::wire::{Request, RequestBody, Response, ResponseBody, StatisticValue, encode_request};
+
+use crate::Error;
+use crate::address::Address;
+use crate::connection::{Broken, Connection, OpenError};
+use crate::pipeline::{Answer, Pipeline};
+
+/// How long a lost connection is sought again unless told otherwise.
+const RETRY_FOR_DEFAULT: Duration = Duration::from_secs(10);
+/// First pause between two attempts to connect.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+/// Longest pause between two attempts to connect.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// Most bytes of the name a client gives itself that the server keeps.
+const NAME_BYTES_MAX: usize = 32;
+/// Keys asked for in one page by [`Client::list`].
+const LIST_PAGE_KEYS: u32 = 1000;
+
+/// How to connect.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    name: String,
+    retry_for: Duration,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        let program = std::env::args_os().next().unwrap_or_default();
+        let name = std::path::Path::new(&program).file_name().map(|name| name.to_string_lossy().into_owned());
+        Self { name: name.unwrap_or_default(), retry_for: RETRY_FOR_DEFAULT }
+    }
+}
+
+impl ConnectOptions {
+    /// The name of the program, and 10 seconds of patience.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What the client calls itself, for the operator; up to 32 bytes are kept.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// How long a connection that broke is sought again, before a call fails.
+    #[must_use]
+    pub fn retry_for(mut self, patience: Duration) -> Self {
+        self.retry_for = patience;
+        self
+    }
+
+    /// Connects; see [`Client::connect`].
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn connect(mut self, address: impl AsRef<str>) -> Result<Client, Error> {
+        let end =
+            (0..=NAME_BYTES_MAX.min(self.name.len())).rev().find(|&end| self.name.is_char_boundary(end));
+        self.name.truncate(end.unwrap_or(0));
+        let address = Address::parse(address.as_ref())?;
+        match Connection::open(&address, &self.name) {
+            Ok(connection) => {
+                let value_bytes_max = connection.value_bytes_max;
+                Ok(Client {
+                    address,
+                    options: self,
+                    connection: Some(connection),
+                    value_bytes_max,
+                    troubled_since: None,
+                })
+            }
+            Err(OpenError::Later(source)) => Err(Error::Connect { address: address.to_string(), source }),
+            Err(OpenError::Never(error)) => Err(error),
+        }
+    }
+}
+
+/// One page of keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListPage {
+    /// The keys, in no order. There may be none although more pages follow.
+    pub keys: Vec<Vec<u8>>,
+    /// Cursor of the next page; None when this is the last.
+    pub next: Option<u64>,
+}
+
+/// The value of a counter of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Statistic {
+    /// A number.
+    Number(u64),
+    /// A text.
+    Text(String),
+    /// Nothing now.
+    Absent,
+}
+
+/// A client of one server.
+pub struct Client {
+    address: Address,
+    options: ConnectOptions,
+    connection: Option<Connection>,
+    value_bytes_max: u64,
+    /// Since when no exchange went through to its end.
+    troubled_since: Option<Instant>,
+}
+
+impl Client {
+    /// Connects to `HOST:PORT`, to `unix:PATH` or to a path with a slash.
+    ///
+    /// # Errors
+    /// [`Error::Address`], [`Error::Connect`], [`Error::NotKvs`], [`Error::Refused`]. Nothing is tried twice here: a
+    /// program that starts wants to know at once.
+    pub fn connect(address: impl AsRef<str>) -> Result<Self, Error> {
+        ConnectOptions::new().connect(address)
+    }
+
+    /// Longest value the server takes, in bytes.
+    pub fn value_bytes_max(&self) -> u64 {
+        self.value_bytes_max
+    }
+
+    /// The server's number for the connection, as the operator sees it; None while there is none.
+    pub fn connection(&self) -> Option<u64> {
+        self.connection.as_ref().map(|connection| connection.number)
+    }
+
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn get(&mut self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>, Error> {
+        match self.one(|pipeline| pipeline.get(key))? {
+            Answer::Value(value) => Ok(value),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Stores a value.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn set(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), Error> {
+        match self.one(|pipeline| pipeline.set(key, value))? {
+            Answer::Stored => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Stores a value unless the key exists; whether it did.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::Interrupted`] when it may have happened or not.
+    pub fn set_if_absent(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<bool, Error> {
+        match self.one(|pipeline| pipeline.set_if_absent(key, value))? {
+            Answer::Stored => Ok(true),
+            Answer::Exists => Ok(false),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Removes a key; whether it was there.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::Interrupted`] when it may have happened or not.
+    pub fn delete(&mut self, key: impl AsRef<[u8]>) -> Result<bool, Error> {
+        match self.one(|pipeline| pipeline.delete(key))? {
+            Answer::Deleted(deleted) => Ok(deleted),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Adds to a decimal value and returns the sum; a missing key counts as 0.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::Interrupted`] when it may have happened or not.
+    pub fn increment(&mut self, key: impl AsRef<[u8]>, by: i64) -> Result<i64, Error> {
+        match self.one(|pipeline| pipeline.increment(key, by))? {
+            Answer::Number(sum) => Ok(sum),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Requests to be sent together.
+    pub fn pipeline(&mut self) -> Pipeline<'_> {
+        Pipeline::new(self)
+    }
+
+    fn one<'c>(
+        &'c mut self,
+        add: impl for<'p> FnOnce(&'p mut Pipeline<'c>) -> &'p mut Pipeline<'c>,
+    ) -> Result<Answer, Error> {
+        let mut pipeline = Pipeline::new(self);
+        add(&mut pipeline);
+        match pipeline.run()?.pop() {
+            Some(Answer::Failed(error)) => Err(error),
+            Some(answer) => Ok(answer),
+            None => Err(Error::Protocol("no answer".into())),
+        }
+    }
+
+    /// Keys that start with `prefix`, in no order; asked for page by page. A key that is there all the while is given
+    /// exactly once.
+    pub fn list(&mut self, prefix: impl AsRef<[u8]>) -> Keys<'_> {
+        let prefix = prefix.as_ref().to_vec();
+        Keys { client: self, prefix, page: Vec::new().into_iter(), next: Some(0) }
+    }
+
+    /// One page of keys that start with `prefix`, about `limit` of them; `cursor` is 0 for the first page, then what the
+    /// page before gave.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn list_page(
+        &mut self,
+        prefix: impl AsRef<[u8]>,
+        cursor: u64,
+        limit: u32,
+    ) -> Result<ListPage, Error> {
+        let body = RequestBody::List { prefix: prefix.as_ref(), cursor, limit };
+        self.repeat(body, |body| match body {
+            ResponseBody::Keys { keys, next } => {
+                Ok(ListPage { keys: keys.iter().map(|key| key.0.to_vec()).collect(), next: *next })
+            }
+            _ => Err(Error::Protocol("no page of keys".into())),
+        })
+    }
+
+    /// The counters of the store, in the server's order.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn stats(&mut self) -> Result<Vec<(String, Statistic)>, Error> {
+        self.repeat(RequestBody::Stats, |body| match body {
+            ResponseBody::Stats { statistics } => Ok(statistics
+                .iter()
+                .map(|statistic| {
+                    let value = match statistic.value {
+                        StatisticValue::Number(number) => Statistic::Number(number),
+                        StatisticValue::Text(text) => Statistic::Text(text.to_owned()),
+                        StatisticValue::Absent => Statistic::Absent,
+                    };
+                    (statistic.name.to_owned(), value)
+                })
+                .collect()),
+            _ => Err(Error::Protocol("no counters".into())),
+        })
+    }
+
+    /// Asks what may be asked again, until there is an answer.
+    fn repeat<T>(
+        &mut self,
+        body: RequestBody<'_>,
+        interpret: impl Fn(&ResponseBody<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut out = Vec::new();
+        encode_request(&mut out, &Request { number: 0, body });
+        loop {
+            let mut answer = None;
+            self.exchange(&out, 1, &mut |response| {
+                answer = Some(match &response.body {
+                    ResponseBody::Error { code, message } => Err(Error::from_answer(*code, message)),
+                    body => interpret(body),
+                });
+                Ok(())
+            })?;
+            if let Some(answer) = answer {
+                return answer;
+            }
+        }
+    }
+
+    /// Sends and receives. None when all is answered; when the connection was lost, how many bytes the server may have
+    /// seen, and there is a new connection already.
+    pub(crate) fn exchange(
+        &mut self,
+        out: &[u8],
+        count: usize,
+        take: &mut dyn FnMut(&Response<'_>) -> Result<(), Error>,
+    ) -> Result<Option<usize>, Error> {
+        if self.connection.is_none() {
+            self.reconnect()?;
+        }
+        let Some(connection) = &mut self.connection else { return Ok(Some(0)) };
+        match connection.exchange(out, count, take) {
+            Ok(()) => {
+                self.troubled_since = None;
+                Ok(None)
+            }
+            Err(Broken::Lost { sent, source }) => {
+                // A server that welcomes and dies, again and again, is as good as none.
+                let since = *self.troubled_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > self.options.retry_for {
+                    self.connection = None;
+                    return Err(Error::Disconnected { tried: since.elapsed(), source });
+                }
+                self.reconnect()?;
+                Ok(Some(sent))
+            }
+            Err(Broken::Nonsense(error)) => {
+                self.connection = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// Connects again, for as long as it may take.
+    fn reconnect(&mut self) -> Result<(), Error> {
+        self.connection = None;
+        let (begun, mut pause) = (Instant::now(), PAUSE_MIN);
+        loop {
+            let source = match Connection::open(&self.address, &self.options.name) {
+                Ok(connection) => {
+                    self.value_bytes_max = connection.value_bytes_max;
+                    self.connection = Some(connection);
+                    return Ok(());
+                }
+                Err(OpenError::Never(error)) => return Err(error),
+                Err(OpenError::Later(error)) => error,
+            };
+            if begun.elapsed() + pause > self.options.retry_for {
+                return Err(Error::Disconnected { tried: begun.elapsed(), source });
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+}
+
+fn unexpected(answer: &Answer) -> Error {
+    Error::Protocol(format!("{answer:?} is no answer to this request"))
+}
+
+/// Keys, page by page; see [`Client::list`].
+pub struct Keys<'c> {
+    client: &'c mut Client,
+    prefix: Vec<u8>,
+    page: std::vec::IntoIter<Vec<u8>>,
+    next: Option<u64>,
+}
+
+impl Iterator for Keys<'_> {
+    type Item = Result<Vec<u8>, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(key) = self.page.next() {
+                return Some(Ok(key));
+            }
+            let cursor = self.next.take()?;
+            match self.client.list_page(&self.prefix, cursor, LIST_PAGE_KEYS) {
+                Ok(page) => {
+                    self.page = page.keys.into_iter();
+                    self.next = page.next;
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
