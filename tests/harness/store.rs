@@ -114,7 +114,7 @@ impl Drop for Place {
 pub struct Launch {
     front: PathBuf,
     capacity: String,
-    arguments: Vec<OsString>,
+    arguments: Vec<String>,
     environment: Vec<(String, String)>,
     open_files: Option<u32>,
 }
@@ -139,8 +139,7 @@ impl Launch {
 
     /// One more option with its value. An option given here replaces the harness's own.
     pub fn option(mut self, name: &str, value: &str) -> Self {
-        self.arguments.push(name.into());
-        self.arguments.push(value.into());
+        self.arguments.push(format!("{name}={value}"));
         self
     }
 
@@ -255,7 +254,11 @@ impl Launch {
             ("--capacity", self.capacity.clone().into()),
             ("--console", "off".into()),
         ];
-        let given = |name: &str| self.arguments.iter().any(|argument| argument == name);
+        let given = |name: &str| {
+            self.arguments
+                .iter()
+                .any(|argument| argument.split('=').next().is_some_and(|given| given == name))
+        };
         for (name, value) in own.into_iter().filter(|(name, _)| !given(name)) {
             command.arg(name).arg(value);
         }
