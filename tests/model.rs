@@ -237,9 +237,10 @@ fn random_length(random: &mut Random) -> usize {
     length as usize
 }
 
-/// A value that counts as a number: decimal, as the store itself writes it.
+/// A value that counts as a number: decimal, no longer than the longest number, and without a plus.
 fn decimal(value: &[u8]) -> Option<i64> {
-    std::str::from_utf8(value).ok()?.parse().ok()
+    let text = std::str::from_utf8(value).ok()?;
+    text.parse().ok().filter(|_| value.len() <= 20 && !text.starts_with('+'))
 }
 
 /// Equal, but for the words of an error.
