@@ -9,6 +9,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
+use kvs_core::limits::VALUE_BYTES_MAX_LIMIT;
 use kvs_core::wire::{ErrorCode, PROTOCOL, RequestBody};
 use kvs_harness::connection::{Answer, Connection, get, hello, set};
 use kvs_harness::processes::open_descriptors;
@@ -77,11 +78,11 @@ fn assert_refused(mut connection: Connection, code: ErrorCode) {
 #[test]
 fn frames_with_bad_headers_are_refused_with_a_reason() {
     let mut scene = Scene::new();
-    let largest = 17_u32 << 20;
+    let too_large = 2 * VALUE_BYTES_MAX_LIMIT as u32;
     let frames: [(&[u8], ErrorCode); 5] = [
         (&[0, 0, 0, 0], ErrorCode::Malformed),
         (&[2, 0, 0, 0, 1, 1], ErrorCode::Malformed),
-        (&largest.to_le_bytes(), ErrorCode::FrameTooLarge),
+        (&too_large.to_le_bytes(), ErrorCode::FrameTooLarge),
         (&[0xff; 4], ErrorCode::FrameTooLarge),
         (&[5, 0, 0, 0, 99, 1, 1, 1, 1], ErrorCode::UnsupportedVersion),
     ];

@@ -85,6 +85,8 @@ fn welcome(front: &Front, transport: Transport, socket: OwnedFd) {
     if transport == Transport::Tcp {
         // Answers are sent whole; waiting for more to send would only delay them.
         let _ = sockopt::set_tcp_nodelay(&socket, true);
+        // Else a byte sent as urgent would be missing from the stream, and from the kernel's counters of it.
+        let _ = sockopt::set_socket_oobinline(&socket, true);
     }
     front.clients.add(transport, socket);
 }

@@ -88,8 +88,9 @@ impl<'s> Context<'s> {
 
     pub(super) fn value_too_long(&self, found: u64) -> String {
         format!(
-            "a value of {found} bytes is longer than the limit of {}; send a smaller one or start the server with \
-             a larger --max-value",
+            "a value of {found} bytes is longer than the limit of {} bytes ({}); send a smaller one or start the \
+             server with a larger --max-value",
+            self.value_bytes_max,
             ByteSize(self.value_bytes_max)
         )
     }
