@@ -175,8 +175,8 @@ fn c_program_goes_on_with_its_descriptor_and_data_after_kills() {
         // A write that fails means that the program has ended; its own words follow below.
         let _ = writeln!(input, "go on");
     }
-    drop(lines);
     drop(input);
+    lines.for_each(drop);
     assert_passed(&running.wait_with_output().expect("it ends"));
 }
 

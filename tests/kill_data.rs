@@ -4,7 +4,7 @@
 //! Method: writers over TCP and unix sockets send batches and keep a journal of their own of what was acknowledged and what is in
 //! doubt: sent when the connection was lost. Each key has one writer, so its values come in order. After a number of kills the
 //! writers pause, the journals are held against the store, and `kvs-tools check` verifies the segment. `KVS_KILLS` sets how many
-//! kills (25 in a normal run), `KVS_SEED` repeats one. The time from each kill to the first answer on a new connection is printed.
+//! kills (100 in a normal run), `KVS_SEED` repeats one. The time from each kill to the first answer on a new connection is printed.
 
 mod journal;
 
@@ -24,7 +24,7 @@ const KILLS_A_PHASE: usize = 25;
 
 #[test]
 fn data_server_killed_under_load_keeps_every_acknowledged_write() {
-    let kills = kills(25);
+    let kills = kills(100);
     let mut random = Random::new(seed());
     let store = Launch::new().capacity("512MiB").start();
     let mut journals: Vec<Journal> = (0..WRITERS).map(|which| Journal::new(which, &mut random)).collect();
