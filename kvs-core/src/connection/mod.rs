@@ -393,6 +393,10 @@ impl<'s> Connection<'s> {
                 context.enlarge = true;
                 Ok(Step::NeedsInput)
             }
+            Err(wire::DecodeError::NotASet { number }) => {
+                let code = ErrorCode::KeyLength;
+                self.skip_frame(context, extent, number, code, &request::key_too_long(extent.total))
+            }
             Err(error @ (wire::DecodeError::KeyLength { .. } | wire::DecodeError::UnknownMessage { .. })) => {
                 let code = error.code();
                 self.skip_frame(context, extent, error.number(), code, &error.to_string())

@@ -35,6 +35,11 @@ pub(super) fn is_large(length: u64) -> bool {
     length + VALUE_HEAD_BYTES_MAX as u64 > RING_BYTES
 }
 
+/// What a client is told whose request holds nothing but a key, or a prefix, and is `frame_bytes` long.
+pub(super) fn key_too_long(frame_bytes: usize) -> String {
+    format!("a request of {frame_bytes} bytes has too long a key; keys have 1 to {KEY_BYTES_MAX} bytes")
+}
+
 /// What to tell the client; what the process can't survive is passed on.
 pub(super) fn explain(error: TableError) -> Result<(ErrorCode, Cow<'static, str>), Fatal> {
     let told = |code, error: &TableError| Ok((code, Cow::Owned(error.to_string())));

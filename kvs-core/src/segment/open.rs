@@ -240,7 +240,7 @@ fn check_file(path: &Path, file: &OwnedFd) -> Result<(), SegmentError> {
         return Err(foreign(path, format!("its mode is {:04o}, not 0600", stat.st_mode & 0o7777)));
     }
     if stat.st_nlink > 1 {
-        return Err(foreign(path, format!("it has {} names", stat.st_nlink)));
+        return Err(foreign(path, format!("it has {} hard links, so it has other names too", stat.st_nlink)));
     }
     Ok(())
 }

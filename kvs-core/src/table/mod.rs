@@ -63,7 +63,7 @@ pub enum TableError {
     #[error("the value is not a decimal number of 64 bits")]
     NotANumber,
     /// The sum can't be held.
-    #[error("the sum is out of the range of 64 bits")]
+    #[error("the sum is out of range: numbers go from {} to {}", i64::MIN, i64::MAX)]
     NumberRange,
     /// The transaction can't go on.
     #[error(transparent)]
