@@ -11,6 +11,8 @@ use crate::wire::{self, FRAME_HEADER_BYTES, RequestBody};
 
 /// Requests of a pipeline whose buckets and entries are brought near before the first is executed.
 const LOOK_AHEAD_MAX: usize = 16;
+/// Homes of the table that a connection looks at in one turn, for pages of keys: it bounds the time others wait.
+const TURN_HOMES_MAX: usize = 1024;
 
 /// Which counter of a worker's slot counts which request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub struct Context<'s> {
     pub(super) response: Vec<u8>,
     /// The frame at hand needs a larger input ring.
     pub(super) enlarge: bool,
+    /// Homes of the table that may still be looked at for pages of keys in this turn.
+    pub(super) homes_left: usize,
     rings_held: u64,
     rings_max: u64,
     ahead: Vec<(u64, KeyHash)>,
@@ -75,6 +79,7 @@ impl<'s> Context<'s> {
             scratch: Vec::new(),
             response: Vec::new(),
             enlarge: false,
+            homes_left: 0,
             rings_held: 0,
             rings_max,
             ahead: Vec::with_capacity(LOOK_AHEAD_MAX),
@@ -105,8 +110,14 @@ impl<'s> Context<'s> {
         Ok(ring.give_back(self.table.segment(), self.slot, owner)?)
     }
 
-    pub(super) fn holds_many_rings(&self) -> bool {
+    /// Whether silent clients should give their rings back, at leisure.
+    pub fn holds_many_rings(&self) -> bool {
         self.rings_held > self.rings_max
+    }
+
+    /// Whether rings must be given back at once.
+    pub(super) fn holds_far_too_many_rings(&self) -> bool {
+        self.rings_held > 2 * self.rings_max
     }
 
     /// Brings near what the frames in `bytes`, which begin at stream position `at`, will need: first all buckets, then
@@ -139,9 +150,10 @@ impl<'s> Context<'s> {
         known.map_or_else(|| self.table.hash_of(key), |(_, hash)| *hash)
     }
 
-    /// Forgets what was looked ahead: it was another connection's.
-    pub(super) fn forget_ahead(&mut self) {
+    /// The turn of a connection begins. What was looked ahead was another's.
+    pub(super) fn begin_turn(&mut self) {
         self.ahead.clear();
+        self.homes_left = TURN_HOMES_MAX;
     }
 }
 

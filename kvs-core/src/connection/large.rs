@@ -4,7 +4,7 @@
 //! input. When it is whole, its blocks become the entry's: it was copied once. A client that stops halfway holds what it
 //! sent and nothing more.
 
-use super::context::Context;
+use super::context::{Context, Counter};
 use super::{Connection, Fatal, Step, request, slot};
 use crate::arena::block_list::BlockList;
 use crate::arena::extents::AllocateError;
@@ -53,6 +53,7 @@ impl<'s> Connection<'s> {
         let mut key = prefix.key.to_vec();
         key.resize(key.len().next_multiple_of(8), 0);
         let length = key.len() as u64 + prefix.value_length as u64;
+        context.count(Counter::Set);
         let hash = context.table.hash_of(prefix.key);
         let list = match BlockList::create(self.segment, context.slot, &self.slot.assembly, length) {
             Ok(list) => list,
@@ -67,8 +68,15 @@ impl<'s> Connection<'s> {
             return self.skip_full(context, extent, prefix.number);
         }
         key.truncate(prefix.key.len());
-        self.consume(self.executed + (FRAME_HEADER_BYTES + prefix.value_offset) as u64);
+        let consumed = self.executed + (FRAME_HEADER_BYTES + prefix.value_offset) as u64;
         let (condition, number) = (prefix.condition, prefix.number);
+        let mut transaction = Transaction::begin(self.segment, context.slot);
+        transaction.store(&self.slot.assembly_end, end);
+        transaction.store(&self.slot.assembly_request, slot::pack_request(number, condition));
+        transaction.store(&self.slot.assembly_key_bytes, key.len() as u64);
+        transaction.store(&self.slot.committed, slot::pack(consumed, self.produced));
+        transaction.commit()?;
+        self.executed = consumed;
         self.assembly = Some(Assembly { list, key, hash, condition, number, end });
         Ok(Step::Done)
     }
@@ -157,14 +165,15 @@ impl<'s> Connection<'s> {
         let number = *number;
         match context.table.set_assembled(&mut transaction, *hash, key, list, owner, *condition) {
             Ok(true) => {
-                self.commit_answer(context, transaction, self.executed, number, ResponseBody::Stored)?;
+                transaction.store(&self.slot.assembly_end, 0);
+                let stored = Response { number, body: ResponseBody::Stored };
+                self.commit_answer(context, transaction, self.executed, &stored)?;
                 context.table.collect_garbage(context.slot)?;
                 Ok(Step::Done)
             }
             Ok(false) => {
                 drop(transaction);
-                assembly.list.release(context.slot, owner)?;
-                self.answer(context, self.executed, &Response { number, body: ResponseBody::Exists })
+                self.end_assembly(context, assembly, ResponseBody::Exists)
             }
             Err(error) => {
                 drop(transaction);
@@ -174,7 +183,7 @@ impl<'s> Connection<'s> {
         }
     }
 
-    /// Frees the list, says why, and throws the rest of the frame away.
+    /// Says why, throws the rest of the frame away and frees the list.
     fn give_up(
         &mut self,
         context: &mut Context<'s>,
@@ -182,11 +191,24 @@ impl<'s> Connection<'s> {
         code: ErrorCode,
         message: &str,
     ) -> Result<Step, Fatal> {
+        self.end_assembly(context, assembly, ResponseBody::Error { code, message })
+    }
+
+    /// Answers, throws the rest of the frame away if there is any, and frees the list.
+    fn end_assembly(
+        &mut self,
+        context: &mut Context<'s>,
+        assembly: Assembly,
+        body: ResponseBody<'_>,
+    ) -> Result<Step, Fatal> {
         let Assembly { list, number, end, .. } = assembly;
-        list.release(context.slot, &self.slot.assembly)?;
+        let mut transaction = Transaction::begin(self.segment, context.slot);
+        transaction.store(&self.slot.assembly_end, 0);
+        transaction.store(&self.slot.discard_until, end);
+        self.commit_answer(context, transaction, self.executed, &Response { number, body })?;
         self.discard_until = end;
-        self.segment.memory().store(&self.slot.discard_until, end);
-        self.answer(context, self.executed, &Response { number, body: ResponseBody::Error { code, message } })
+        list.release(context.slot, &self.slot.assembly)?;
+        Ok(Step::Done)
     }
 
     /// Sends an answer that is larger than the ring, whole in memory already; `end` is the end of its request.

@@ -18,7 +18,7 @@
 //! Invariants
 //! - Stream positions only go up: executed ≤ received, sent ≤ produced.
 //! - A request's consumption and its answer move in one store, `committed`, which is part of the transaction of its
-//!   change, if it has one.
+//!   change, if it has one. What else the slot says of the conversation changes in a transaction with it.
 //! - Whatever a client does, it holds its rings and at most one list each way, and no worker waits for it.
 //!
 //! Lock: none; a connection belongs to one worker. A crash leaves the slot, from which the next data server
@@ -39,12 +39,14 @@ use crate::limits::VALUE_BYTES_MAX_LIMIT;
 use crate::segment::layout::ConnectionSlot;
 use crate::segment::{OutOfMemory, Segment};
 use crate::sys::memory::Damaged;
-use crate::transaction::TransactionError;
-use crate::wire::{self, ErrorCode, FRAME_HEADER_BYTES, FrameExtent, Response, ResponseBody, SetPrefix};
+use crate::transaction::{Transaction, TransactionError};
+use crate::wire::{
+    self, DecodeError, ErrorCode, FRAME_HEADER_BYTES, FrameExtent, Response, ResponseBody, SetPrefix,
+};
 use context::Context;
 use large::{Assembly, Outgoing};
 use ring::{RING_ORDER, RING_ORDER_MAX, Ring};
-use slot::SlotIndex;
+use slot::{Phase, SlotIndex};
 
 /// Room in the output ring without which no request is begun: more than any answer but a value, a page or the
 /// counters takes.
@@ -70,6 +72,8 @@ pub enum Progress {
     NeedsInput,
     /// Output must be sent before anything more can be executed.
     NeedsOutput,
+    /// There is more to execute, but it took its time: it's the turn of others.
+    GivesWay,
 }
 
 /// How one step ended.
@@ -81,17 +85,8 @@ enum Step {
     NeedsInput,
     /// Nothing was done for want of room in the output.
     NeedsOutput,
-}
-
-/// How far the conversation is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Hello is awaited.
-    Greeting,
-    /// Requests are served.
-    Open,
-    /// The last answer is given; nothing more is executed.
-    Refused,
+    /// Something was done that took long enough.
+    GivesWay,
 }
 
 /// A client's connection.
@@ -182,9 +177,9 @@ impl<'s> Connection<'s> {
         self.segment.memory().store(&self.slot.received, self.received);
     }
 
-    /// Whether it has everything executed that it got, and nothing to send.
-    pub fn is_at_rest(&self) -> bool {
-        self.executed == self.received && !self.has_output() && self.assembly.is_none()
+    /// Notes that the client has sent its last byte: from then on the kernel's count of its bytes is one more.
+    pub fn input_ended(&mut self) {
+        self.segment.memory().store(&self.slot.input_ended, 1);
     }
 
     /// Whether there is something to send.
@@ -231,24 +226,39 @@ impl<'s> Connection<'s> {
         if self.sent == self.produced
             && let Some(outgoing) = self.outgoing.take()
         {
+            self.segment.memory().store(&self.slot.outgoing_start, slot::NOT_OUTGOING);
             outgoing.list.release(context.slot, &self.slot.outgoing)?;
         }
         Ok(())
     }
 
-    /// Gives buffers back that nothing is in, if they are larger than usual or many are held.
+    /// Gives buffers back that nothing is in, if they are larger than usual or far too many are held.
     ///
     /// # Errors
     /// [`Fatal`].
     pub fn rest(&mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
-        let spare = context.holds_many_rings();
+        if context.holds_far_too_many_rings() {
+            return self.give_back_rings(context);
+        }
         if self.executed == self.received
-            && let Some(ring) = self.input.take_if(|ring| spare || ring.order() != RING_ORDER)
+            && let Some(ring) = self.input.take_if(|ring| ring.order() != RING_ORDER)
         {
             context.give_back_ring(ring, &self.slot.input)?;
         }
-        if spare
-            && self.sent == self.produced
+        Ok(())
+    }
+
+    /// Gives all buffers back that nothing is in.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn give_back_rings(&mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
+        if self.executed == self.received
+            && let Some(ring) = self.input.take()
+        {
+            context.give_back_ring(ring, &self.slot.input)?;
+        }
+        if self.sent == self.produced
             && let Some(ring) = self.output.take()
         {
             context.give_back_ring(ring, &self.slot.output)?;
@@ -275,12 +285,13 @@ impl<'s> Connection<'s> {
     /// # Errors
     /// [`Fatal`] when the data server can't go on; whatever is wrong with the client is answered to the client.
     pub fn execute(&mut self, context: &mut Context<'s>) -> Result<Progress, Fatal> {
-        context.forget_ahead();
+        context.begin_turn();
         loop {
             match self.step(context)? {
                 Step::Done => {}
                 Step::NeedsInput => return Ok(Progress::NeedsInput),
                 Step::NeedsOutput => return Ok(Progress::NeedsOutput),
+                Step::GivesWay => return Ok(Progress::GivesWay),
             }
         }
     }
@@ -387,17 +398,15 @@ impl<'s> Connection<'s> {
                 context.enlarge = scratch.len() as u64 == extents_bytes(RING_ORDER);
                 Ok(Step::NeedsInput)
             }
-            Err(wire::DecodeError::NotASet { .. })
-                if extent.total as u64 <= extents_bytes(RING_ORDER_MAX) =>
-            {
+            Err(DecodeError::NotASet { .. }) if extent.total as u64 <= extents_bytes(RING_ORDER_MAX) => {
                 context.enlarge = true;
                 Ok(Step::NeedsInput)
             }
-            Err(wire::DecodeError::NotASet { number }) => {
+            Err(DecodeError::NotASet { number }) => {
                 let code = ErrorCode::KeyLength;
                 self.skip_frame(context, extent, number, code, &request::key_too_long(extent.total))
             }
-            Err(error @ (wire::DecodeError::KeyLength { .. } | wire::DecodeError::UnknownMessage { .. })) => {
+            Err(error @ (DecodeError::KeyLength { .. } | DecodeError::UnknownMessage { .. })) => {
                 let code = error.code();
                 self.skip_frame(context, extent, error.number(), code, &error.to_string())
             }
@@ -440,10 +449,13 @@ impl<'s> Connection<'s> {
         code: ErrorCode,
         message: &str,
     ) -> Result<Step, Fatal> {
-        self.discard_until = self.executed + extent.total as u64;
-        self.segment.memory().store(&self.slot.discard_until, self.discard_until);
+        let until = self.executed + extent.total as u64;
+        let mut transaction = Transaction::begin(self.segment, context.slot);
+        transaction.store(&self.slot.discard_until, until);
         let error = Response { number, body: ResponseBody::Error { code, message } };
-        self.answer(context, self.executed, &error)
+        self.commit_answer(context, transaction, self.executed, &error)?;
+        self.discard_until = until;
+        Ok(Step::Done)
     }
 
     /// Answers with an error and executes nothing more.
@@ -455,9 +467,9 @@ impl<'s> Connection<'s> {
         message: &str,
     ) -> Result<Step, Fatal> {
         let error = Response { number, body: ResponseBody::Error { code, message } };
-        let step = self.answer(context, self.executed, &error)?;
-        self.end_conversation();
-        Ok(step)
+        let transaction = self.last_answer(context);
+        self.commit_answer(context, transaction, self.received, &error)?;
+        Ok(Step::Done)
     }
 
     fn refuse_unknown_client(&mut self, context: &mut Context<'s>) -> Result<Step, Fatal> {
@@ -468,15 +480,19 @@ impl<'s> Connection<'s> {
     fn refuse_http(&mut self, context: &mut Context<'s>) -> Result<Step, Fatal> {
         const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 73\r\n\
             Connection: close\r\n\r\nThis port speaks the kvs protocol, not HTTP. Use kvs-tools or a library.\n";
-        self.answer_bytes(context, self.executed, ANSWER)?;
-        self.end_conversation();
+        let transaction = self.last_answer(context);
+        self.commit_bytes(transaction, self.received, ANSWER)?;
         Ok(Step::Done)
     }
 
-    fn end_conversation(&mut self) {
+    /// Begins the transaction with the last answer; all input that there is, and will be, is thrown away.
+    fn last_answer(&mut self, context: &Context<'s>) -> Transaction<'s> {
+        let mut transaction = Transaction::begin(self.segment, context.slot);
+        transaction.store(&self.slot.state, Phase::Refused as u64);
+        transaction.store(&self.slot.discard_until, self.received);
         self.phase = Phase::Refused;
         self.discard_until = self.received;
-        self.consume(self.received);
+        transaction
     }
 }
 

@@ -7,7 +7,8 @@ use std::borrow::Cow;
 
 use super::context::{Context, Counter};
 use super::ring::RING_ORDER;
-use super::{Connection, Fatal, Phase, Step, extents_bytes, slot};
+use super::slot::Phase;
+use super::{ANSWER_ROOM, Connection, Fatal, Step, extents_bytes, slot};
 use crate::control::StatisticOwned;
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX_LIMIT};
 use crate::sys::memory::Damaged;
@@ -25,8 +26,6 @@ pub(super) const NO_ROOM_FOR_ANSWER: &str =
     "store full: no memory for an answer of this size; delete something or start with a larger --capacity";
 /// Keys of a page are collected until they take so many bytes, so that pages fit the ring unless keys are long.
 const PAGE_BYTES: usize = 16 << 10;
-/// Homes of the table that one page looks at, at most: it bounds the time other clients wait.
-const PAGE_HOMES_MAX: usize = 1024;
 /// Smaller answers never need a list.
 const RING_BYTES: u64 = extents_bytes(RING_ORDER);
 
@@ -154,14 +153,17 @@ impl<'s> Connection<'s> {
             return self.refuse(context, number, ErrorCode::UnsupportedVersion, &message);
         }
         slot::store_client(self.segment.memory(), self.slot, self.transport, name, pid);
-        self.phase = Phase::Open;
         let body = ResponseBody::Welcome {
             protocol: PROTOCOL,
             server: concat!("kvs ", env!("CARGO_PKG_VERSION")),
             connection: self.id,
             value_bytes_max: context.value_bytes_max,
         };
-        self.answer(context, end, &Response { number, body })
+        let mut transaction = Transaction::begin(self.segment, context.slot);
+        transaction.store(&self.slot.state, Phase::Open as u64);
+        self.commit_answer(context, transaction, end, &Response { number, body })?;
+        self.phase = Phase::Open;
+        Ok(Step::Done)
     }
 
     fn get(
@@ -235,7 +237,6 @@ impl<'s> Connection<'s> {
                 Ok(if stored { ResponseBody::Stored } else { ResponseBody::Exists })
             });
         }
-        context.count(Counter::Set);
         match wire::decode_set_prefix(payload, extent.payload_length()) {
             Ok(Some(prefix)) => self.begin_assembly(context, &prefix, extent),
             _ => self.refuse(context, number, ErrorCode::Malformed, "a set that can't be decoded twice"),
@@ -255,7 +256,7 @@ impl<'s> Connection<'s> {
         let mut transaction = Transaction::begin(self.segment, context.slot);
         match change(context.table, &mut transaction) {
             Ok(body) => {
-                self.commit_answer(context, transaction, end, number, body)?;
+                self.commit_answer(context, transaction, end, &Response { number, body })?;
                 context.table.collect_garbage(context.slot)?;
                 Ok(Step::Done)
             }
@@ -270,18 +271,30 @@ impl<'s> Connection<'s> {
     pub(super) fn commit_answer(
         &mut self,
         context: &mut Context<'s>,
+        transaction: Transaction<'s>,
+        end: u64,
+        response: &Response<'_>,
+    ) -> Result<(), Fatal> {
+        let mut bytes = std::mem::take(&mut context.response);
+        bytes.clear();
+        wire::encode_response(&mut bytes, response);
+        let committed = self.commit_bytes(transaction, end, &bytes);
+        context.response = bytes;
+        committed
+    }
+
+    /// As [`Connection::commit_answer`], for an answer that is encoded.
+    pub(super) fn commit_bytes(
+        &mut self,
         mut transaction: Transaction<'s>,
         end: u64,
-        number: u32,
-        body: ResponseBody<'_>,
+        bytes: &[u8],
     ) -> Result<(), Fatal> {
+        let total = bytes.len() as u64;
+        debug_assert!(total <= ANSWER_ROOM && total <= self.output_room());
         // A ring taken here would be a transaction within the transaction; the step before made sure of one.
         let Some(ring) = &mut self.output else { return Err(Damaged { offset: 0 }.into()) };
-        context.response.clear();
-        wire::encode_response(&mut context.response, &Response { number, body });
-        let total = context.response.len() as u64;
-        let (first, second) = ring.parts_mut(self.segment.memory(), self.produced, self.produced + total)?;
-        write_parts(first, second, &context.response);
+        ring.write(self.segment.memory(), self.produced, bytes)?;
         transaction.store(&self.slot.committed, slot::pack(end, self.produced + total));
         transaction.commit()?;
         (self.executed, self.produced) = (end, self.produced + total);
@@ -307,20 +320,14 @@ impl<'s> Connection<'s> {
         step
     }
 
-    pub(super) fn answer_bytes(
-        &mut self,
-        context: &mut Context<'s>,
-        end: u64,
-        bytes: &[u8],
-    ) -> Result<Step, Fatal> {
+    fn answer_bytes(&mut self, context: &mut Context<'s>, end: u64, bytes: &[u8]) -> Result<Step, Fatal> {
         self.ensure_output(context)?;
         let Some(ring) = &mut self.output else { return Ok(Step::NeedsOutput) };
         let total = bytes.len() as u64;
         if total > ring.capacity() - (self.produced - self.sent) {
             return Ok(Step::NeedsOutput);
         }
-        let (first, second) = ring.parts_mut(self.segment.memory(), self.produced, self.produced + total)?;
-        write_parts(first, second, bytes);
+        ring.write(self.segment.memory(), self.produced, bytes)?;
         self.answered(end, total);
         Ok(Step::Done)
     }
@@ -339,7 +346,8 @@ impl<'s> Connection<'s> {
         self.segment.memory().store(&self.slot.committed, slot::pack(end, self.produced));
     }
 
-    /// A page of keys. It ends between two homes of the table, so it may hold a few keys more than asked for.
+    /// A page of keys. It ends between two homes of the table, so it may hold a few keys more than asked for; and it
+    /// ends early, perhaps empty, when looking for them has taken this turn's time.
     fn list(
         &mut self,
         context: &mut Context<'s>,
@@ -347,14 +355,13 @@ impl<'s> Connection<'s> {
         number: u32,
         (prefix, cursor, limit): (&[u8], u64, u32),
     ) -> Result<Step, Fatal> {
-        context.count(Counter::List);
         let (mut bytes, mut ends) = (Vec::new(), Vec::new());
         let mut next = Some(cursor);
-        for _ in 0..PAGE_HOMES_MAX {
-            let Some(at) = next else { break };
-            if ends.len() >= limit.max(1) as usize || bytes.len() >= PAGE_BYTES {
+        while let Some(at) = next {
+            if ends.len() >= limit.max(1) as usize || bytes.len() >= PAGE_BYTES || context.homes_left == 0 {
                 break;
             }
+            context.homes_left -= 1;
             let scanned = context.table.scan(at, 1, &mut |key| {
                 if key.starts_with(prefix) {
                     bytes.extend_from_slice(key);
@@ -368,7 +375,13 @@ impl<'s> Connection<'s> {
         }
         let starts = std::iter::once(0).chain(ends.iter().copied());
         let keys = starts.zip(&ends).map(|(start, &end)| KeyBytes(&bytes[start..end])).collect();
-        self.answer(context, end, &Response { number, body: ResponseBody::Keys { keys, next } })
+        let step =
+            self.answer(context, end, &Response { number, body: ResponseBody::Keys { keys, next } })?;
+        if step != Step::Done {
+            return Ok(step);
+        }
+        context.count(Counter::List);
+        Ok(if context.homes_left == 0 { Step::GivesWay } else { Step::Done })
     }
 
     fn stats(&mut self, context: &mut Context<'s>, end: u64, number: u32) -> Result<Step, Fatal> {

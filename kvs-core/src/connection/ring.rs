@@ -45,18 +45,10 @@ impl Ring {
         order: usize,
     ) -> Result<Self, TransactionError> {
         let mut transaction = Transaction::begin(segment, slot);
-        match extents::allocate(&mut transaction, order) {
-            Ok(offset) => {
-                transaction.store(owner, Chunk { offset, order }.word());
-                transaction.commit()?;
-                Ok(Self { place: Place::Segment(offset), order })
-            }
-            Err(AllocateError::OutOfMemory(_)) => {
-                let bytes = vec![0; block_bytes(order) as usize].into_boxed_slice();
-                Ok(Self { place: Place::Process(bytes), order })
-            }
-            Err(AllocateError::Transaction(error)) => Err(error),
-        }
+        let ring = Self::allocate(&mut transaction, order)?;
+        transaction.store(owner, ring.word());
+        transaction.commit()?;
+        Ok(ring)
     }
 
     /// Gives it back and clears `owner`.
@@ -75,29 +67,51 @@ impl Ring {
         }
     }
 
-    /// Takes a larger ring that holds the bytes from stream position `from` to `to`, in place of this one.
+    /// Takes a larger ring that holds the bytes from stream position `from` to `to`, in place of this one and in one
+    /// transaction: whenever it is interrupted, `owner` names a ring with these bytes in it.
     ///
     /// # Errors
-    /// [`TransactionError`] when a transaction can't go on.
+    /// [`TransactionError`] when the transaction can't go on.
     pub fn enlarge(
-        mut self,
+        self,
         segment: &Segment,
         slot: &WorkerSlot,
         owner: &Word,
         (from, to): (u64, u64),
     ) -> Result<Self, TransactionError> {
         let memory = segment.memory();
-        let mut bytes = Vec::with_capacity((to - from) as usize);
-        let (first, second) = self.parts_mut(memory, from, to)?;
-        bytes.extend_from_slice(first);
-        bytes.extend_from_slice(second);
-        self.give_back(segment, slot, owner)?;
-        let mut larger = Self::take(segment, slot, owner, RING_ORDER_MAX)?;
-        let (first, second) = larger.parts_mut(memory, from, to)?;
-        let (head, tail) = bytes.split_at(first.len());
-        first.copy_from_slice(head);
-        second.copy_from_slice(tail);
+        let mut transaction = Transaction::begin(segment, slot);
+        let mut larger = Self::allocate(&mut transaction, RING_ORDER_MAX)?;
+        let (first, second) = self.parts(memory, from, to)?;
+        larger.write(memory, from, first)?;
+        larger.write(memory, from + first.len() as u64, second)?;
+        if let Place::Segment(offset) = self.place {
+            extents::free(&mut transaction, offset, self.order)?;
+        }
+        transaction.store(owner, larger.word());
+        transaction.commit()?;
         Ok(larger)
+    }
+
+    /// A ring of `order` whose block is taken by `transaction`; of this process's memory when there is none. Until the
+    /// transaction ends the arena's lock keeps others from the block.
+    fn allocate(transaction: &mut Transaction<'_>, order: usize) -> Result<Self, TransactionError> {
+        match extents::allocate(transaction, order) {
+            Ok(offset) => Ok(Self { place: Place::Segment(offset), order }),
+            Err(AllocateError::OutOfMemory(_)) => {
+                let bytes = vec![0; block_bytes(order) as usize].into_boxed_slice();
+                Ok(Self { place: Place::Process(bytes), order })
+            }
+            Err(AllocateError::Transaction(error)) => Err(error),
+        }
+    }
+
+    /// What the slot's word says of it.
+    fn word(&self) -> u64 {
+        match self.place {
+            Place::Segment(offset) => Chunk { offset, order: self.order }.word(),
+            Place::Process(_) => 0,
+        }
     }
 
     /// Its order.
@@ -137,6 +151,19 @@ impl Ring {
                 Ok((&mut after[..first as usize], &mut before[..(length - first) as usize]))
             }
         }
+    }
+
+    /// Writes `bytes`, at most its size, at stream position `at`.
+    ///
+    /// # Errors
+    /// [`Damaged`] when its block lies outside of the segment.
+    #[inline]
+    pub fn write(&mut self, memory: &Memory, at: u64, bytes: &[u8]) -> Result<(), Damaged> {
+        let (first, second) = self.parts_mut(memory, at, at + bytes.len() as u64)?;
+        let (head, tail) = bytes.split_at(first.len());
+        first.copy_from_slice(head);
+        second.copy_from_slice(tail);
+        Ok(())
     }
 
     /// As [`Ring::parts_mut`], to look at only.

@@ -10,13 +10,28 @@ use crate::segment::layout::{ConnectionSlot, WorkerSlot};
 use crate::segment::{OutOfMemory, Segment, store_text};
 use crate::sys::memory::{Memory, Word};
 use crate::transaction::{Transaction, TransactionError};
+use crate::wire::SetCondition;
 
 /// Index of a connection's slot.
 pub type SlotIndex = u64;
 
 const STATE_FREE: u64 = 0;
-const STATE_USED: u64 = 1;
-const TRANSPORT_SHIFT: u32 = 32;
+const HIGH_HALF: u32 = 32;
+
+/// How far the conversation is; as a number, the slot's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Phase {
+    /// Hello is awaited.
+    Greeting = 1,
+    /// Requests are served.
+    Open = 2,
+    /// The last answer is given; nothing more is executed.
+    Refused = 3,
+}
+
+/// `outgoing_start` while no list is part of the output.
+pub const NOT_OUTGOING: u64 = u64::MAX;
 
 /// The `committed` word: executed in the low half, produced in the high half, both modulo 2^32.
 #[inline(always)]
@@ -31,14 +46,19 @@ pub const fn unpack(word: u64) -> (u32, u32) {
 
 /// Process id and transport that the `client` word says.
 pub const fn unpack_client(word: u64) -> (u32, Transport) {
-    (word as u32, if word >> TRANSPORT_SHIFT == 0 { Transport::Tcp } else { Transport::Unix })
+    (word as u32, if word >> HIGH_HALF == 0 { Transport::Tcp } else { Transport::Unix })
 }
 
 /// Notes who the client says it is.
 pub fn store_client(memory: &Memory, slot: &ConnectionSlot, transport: Transport, name: &str, pid: u32) {
     let unix = u64::from(transport == Transport::Unix);
-    memory.store(&slot.client, unix << TRANSPORT_SHIFT | u64::from(pid));
+    memory.store(&slot.client, unix << HIGH_HALF | u64::from(pid));
     store_text(memory, &slot.client_name, name);
+}
+
+/// The `assembly_request` word: number and condition of a set.
+pub const fn pack_request(number: u32, condition: SetCondition) -> u64 {
+    (condition as u64) << HIGH_HALF | number as u64
 }
 
 /// Takes slot `index`, which is free, for the connection that was adopted.
@@ -49,12 +69,19 @@ pub fn open(segment: &Segment, index: SlotIndex, adopted: Adopted) -> Result<&Co
     let offset = segment.claim_connection(index)?;
     let memory = segment.memory();
     let slot: &ConnectionSlot = memory.object(offset).map_err(|_| OutOfMemory)?;
-    let zero: [&Word; 5] =
-        [&slot.committed, &slot.received, &slot.sent, &slot.outgoing_start, &slot.discard_until];
+    let zero: [&Word; 6] = [
+        &slot.committed,
+        &slot.received,
+        &slot.sent,
+        &slot.discard_until,
+        &slot.assembly_end,
+        &slot.input_ended,
+    ];
     zero.into_iter().for_each(|word| memory.store(word, 0));
+    memory.store(&slot.outgoing_start, NOT_OUTGOING);
     memory.store(&slot.id, adopted.connection);
     store_client(memory, slot, adopted.transport, "", 0);
-    memory.store(&slot.state, STATE_USED);
+    memory.store(&slot.state, Phase::Greeting as u64);
     Ok(slot)
 }
 

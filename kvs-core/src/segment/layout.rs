@@ -207,7 +207,7 @@ shared_struct! {
 shared_struct! {
     /// What one connection keeps in the segment. Only the worker it belongs to writes it.
     pub struct ConnectionSlot, 256, {
-        /// 0: free. 1: in use.
+        /// 0: free. Else in use: 1 Hello is awaited, 2 requests are served, 3 the client was refused.
         state: Word,
         /// Number of the connection, given by the front server, never reused while the segment lives.
         id: Word,
@@ -221,11 +221,13 @@ shared_struct! {
         input: Word,
         /// Output buffer, likewise.
         output: Word,
-        /// Block list that collects a value larger than the input buffer; 0 for none.
+        /// Block list that collects a value larger than the input buffer; 0 for none. Nothing of its frame is consumed, or
+        /// all of it is done with, while `assembly_end` is 0.
         assembly: Word,
         /// Block list that holds an answer larger than the output buffer; 0 for none.
         outgoing: Word,
-        /// Stream position at which `outgoing` begins in the output.
+        /// Stream position at which `outgoing` begins in the output; all ones while it is no part of it, not yet or not
+        /// any longer.
         outgoing_start: Word,
         /// Non-zero: input up to this position belongs to a refused frame and is thrown away.
         discard_until: Word,
@@ -233,8 +235,16 @@ shared_struct! {
         client: Word,
         /// Name the client gave, zero-padded.
         client_name: [Word; 4],
+        /// Stream position behind the frame whose value is collected; 0 for none.
+        assembly_end: Word,
+        /// Number of that request, with its condition in the high half.
+        assembly_request: Word,
+        /// Bytes of its key, which begins the list.
+        assembly_key_bytes: Word,
+        /// Non-zero: the client has sent its last byte.
+        input_ended: Word,
         /// Room for later fields.
-        spare: [Word; 16],
+        spare: [Word; 12],
     }
 }
 
