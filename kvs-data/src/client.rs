@@ -130,7 +130,7 @@ impl<'s> Client<'s> {
 
     fn flush(&mut self, context: &mut Context<'s>) -> Result<Flushed, Fatal> {
         while self.connection.has_output() {
-            let pending = self.connection.pending()?;
+            let pending = self.connection.pending(context)?;
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             let sent = if pending[1].is_empty() {
                 send(&self.socket, &pending[0], flags)

@@ -32,6 +32,9 @@ const RINGS_SHARE: u64 = 64;
 const RINGS_MAX: u64 = 512;
 const RING_BYTES: u64 = 32 << 10;
 
+/// Pause between two looks whether a replaced value is still being sent.
+const GARBAGE_PAUSE: Duration = Duration::from_millis(50);
+
 /// What the main thread tells a worker.
 pub enum Command {
     /// Serve this client.
@@ -97,6 +100,7 @@ const WAKE: u64 = u64::MAX;
 
 struct Worker<'s> {
     shared: &'s Shared,
+    slot: &'s WorkerSlot,
     context: Context<'s>,
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
@@ -120,6 +124,7 @@ impl<'s> Worker<'s> {
         let rings_max = (capacity / RINGS_SHARE / RING_BYTES / shared.workers as u64).clamp(2, RINGS_MAX);
         Self {
             shared,
+            slot,
             context: Context::new(&shared.table, slot, shared, shared.value_bytes_max, rings_max),
             epoll,
             wake,
@@ -157,6 +162,8 @@ impl<'s> Worker<'s> {
             if woken {
                 self.obey()?;
             }
+            // Values that were replaced while they were sent.
+            self.shared.table.collect_garbage(self.slot)?;
             self.end_lingering()?;
             self.tell_closed();
         }
@@ -164,7 +171,8 @@ impl<'s> Worker<'s> {
 
     fn timeout(&self) -> Option<rustix::event::Timespec> {
         let lingering = self.lingering.iter().filter_map(|&place| self.clients[place].as_ref()?.linger_until);
-        let next = lingering.chain(self.stop_at).min()?;
+        let garbage = (self.slot.garbage.load() != 0).then(|| Instant::now() + GARBAGE_PAUSE);
+        let next = lingering.chain(self.stop_at).chain(garbage).min()?;
         let pause = next.saturating_duration_since(Instant::now());
         Some(rustix::event::Timespec {
             tv_sec: pause.as_secs().try_into().unwrap_or(0),

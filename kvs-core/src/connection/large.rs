@@ -3,13 +3,17 @@
 //! A value that comes in fills its list as its bytes arrive; each piece is one transaction with the consumption of its
 //! input. When it is whole, its blocks become the entry's: it was copied once. A client that stops halfway holds what it
 //! sent and nothing more.
+//!
+//! A large value that goes out is sent from where it is, its entry pinned: no copy, and no memory that a full store
+//! wouldn't have. Other answers that are too large for the ring, pages of very long keys, go through a list.
 
 use super::context::{Context, Counter};
 use super::{Connection, Fatal, Step, request, slot};
 use crate::arena::block_list::BlockList;
 use crate::arena::extents::AllocateError;
+use crate::limits::VALUE_BYTES_MAX_LIMIT;
 use crate::sys::memory::Damaged;
-use crate::table::{KeyHash, TableError, Value};
+use crate::table::{KeyHash, PinnedValue, Table, TableError};
 use crate::transaction::Transaction;
 use crate::wire::{
     ErrorCode, FRAME_HEADER_BYTES, FrameExtent, Response, ResponseBody, SetCondition, SetPrefix,
@@ -27,11 +31,29 @@ pub struct Assembly {
     end: u64,
 }
 
-/// An answer on its way out.
+/// Where an answer on its way out is.
+pub enum Source {
+    /// In a list of its own.
+    List(BlockList),
+    /// Where the value is; its head was in the ring.
+    Value(PinnedValue),
+}
+
+/// An answer on its way out that isn't in the ring.
 pub struct Outgoing {
-    pub(super) list: BlockList,
+    pub(super) source: Source,
     /// Stream position at which it begins.
     pub(super) start: u64,
+}
+
+impl Outgoing {
+    /// The memory with what is to be sent from stream position `at` on: its offset and length.
+    pub(super) fn piece(&self, table: &Table, at: u64) -> Result<(u64, u64), Damaged> {
+        match &self.source {
+            Source::List(list) => list.piece(at - self.start),
+            Source::Value(value) => table.pinned_piece(*value, at - self.start),
+        }
+    }
 }
 
 /// How getting memory failed, for the client or for good.
@@ -219,17 +241,20 @@ impl<'s> Connection<'s> {
         number: u32,
         bytes: &[u8],
     ) -> Result<Step, Fatal> {
-        let Some(list) = self.outgoing_list(context, bytes.len() as u64)? else {
-            return self.answer_full(context, end, number);
+        let owner = &self.slot.outgoing;
+        let list = match BlockList::create(self.segment, context.slot, owner, bytes.len() as u64) {
+            Ok(list) => list,
+            Err(error) => {
+                out_of_memory(error)?;
+                return self.answer_full(context, end, number);
+            }
         };
-        let mut done = 0;
-        while done < bytes.len() {
-            let (offset, length) = list.piece(done as u64)?;
-            let part = &bytes[done..done + length as usize];
-            self.segment.memory().write_bytes(offset, part)?;
-            done += part.len();
+        if !self.push(context, &list, bytes)? {
+            list.release(context.slot, owner)?;
+            return self.answer_full(context, end, number);
         }
-        self.begin_outgoing(context, end, list)
+        let start = self.produced;
+        self.begin_outgoing(context, end, Outgoing { source: Source::List(list), start }, bytes.len() as u64)
     }
 
     fn answer_full(&mut self, context: &mut Context<'s>, end: u64, number: u32) -> Result<Step, Fatal> {
@@ -237,113 +262,68 @@ impl<'s> Connection<'s> {
         self.answer(context, end, &Response { number, body })
     }
 
-    /// A list of `length` bytes with all its chunks, to be written into; None when there is no memory.
-    fn outgoing_list(&self, context: &Context<'s>, length: u64) -> Result<Option<BlockList>, Fatal> {
-        let owner = &self.slot.outgoing;
-        let list = match BlockList::create(self.segment, context.slot, owner, length) {
-            Ok(list) => list,
-            Err(error) => return out_of_memory(error).map(|()| None),
-        };
-        loop {
-            match list.space(context.slot) {
-                Ok((_, 0)) => return Ok(Some(list)),
-                Ok((_, room)) => {
-                    let mut transaction = Transaction::begin(self.segment, context.slot);
-                    list.fill(&mut transaction, room)?;
-                    transaction.commit()?;
-                }
-                Err(error) => {
-                    out_of_memory(error)?;
-                    list.release(context.slot, owner)?;
-                    return Ok(None);
-                }
-            }
-        }
-    }
-
-    fn begin_outgoing(&mut self, context: &Context<'s>, end: u64, list: BlockList) -> Result<Step, Fatal> {
-        let start = self.produced;
-        let produced = start + list.length()?;
+    /// Moves both marks: what is in the ring and what is outgoing, `length` bytes together, is the answer.
+    fn begin_outgoing(
+        &mut self,
+        context: &Context<'s>,
+        end: u64,
+        outgoing: Outgoing,
+        length: u64,
+    ) -> Result<Step, Fatal> {
+        let produced = self.produced + length;
         let mut transaction = Transaction::begin(self.segment, context.slot);
-        transaction.store(&self.slot.outgoing_start, start);
+        if let Source::Value(value) = &outgoing.source {
+            transaction.store(&self.slot.outgoing, slot::pinned(value.offset));
+        }
+        transaction.store(&self.slot.outgoing_start, outgoing.start);
         transaction.store(&self.slot.committed, slot::pack(end, produced));
         transaction.commit()?;
-        self.outgoing = Some(Outgoing { list, start });
+        self.outgoing = Some(outgoing);
         (self.executed, self.produced) = (end, produced);
         Ok(Step::Done)
     }
 
-    /// Answers a read of a value that does not fit the ring; it had `length` bytes when it was looked at.
+    /// Lets go what was outgoing.
+    pub(super) fn end_outgoing(&mut self, context: &Context<'s>) -> Result<(), Fatal> {
+        let Some(outgoing) = self.outgoing.take() else { return Ok(()) };
+        self.segment.memory().store(&self.slot.outgoing_start, slot::NOT_OUTGOING);
+        match outgoing.source {
+            Source::List(list) => list.release(context.slot, &self.slot.outgoing)?,
+            Source::Value(value) => {
+                self.segment.memory().store(&self.slot.outgoing, 0);
+                context.table.unpin(value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers a read of a value that does not fit the ring: the head goes there, the value from where it is.
     pub(super) fn answer_large_value(
         &mut self,
         context: &mut Context<'s>,
         end: u64,
         (number, hash, key): (u32, KeyHash, &[u8]),
-        mut length: u64,
     ) -> Result<Step, Fatal> {
+        let value = match context.table.pin(hash, key) {
+            Ok(Some(value)) => value,
+            // It was replaced by a small one, or removed, since it was looked at; it is looked at again.
+            Ok(None) => return Ok(Step::Done),
+            Err(error) => return self.answer_table_error(context, end, number, error),
+        };
+        if value.length > VALUE_BYTES_MAX_LIMIT {
+            context.table.unpin(value);
+            return Err(Damaged { offset: value.offset }.into());
+        }
         let mut head = [0; VALUE_HEAD_BYTES_MAX];
-        loop {
-            let head_length = value_response_head(&mut head, number, length as usize);
-            let Some(list) = self.outgoing_list(context, head_length as u64 + length)? else {
-                return self.answer_full(context, end, number);
-            };
-            let read = context
-                .table
-                .read(hash, key, |value| self.copy_large(value, &list, &head[..head_length], length));
-            match read {
-                Ok(Some(Ok(()))) => return self.begin_outgoing(context, end, list),
-                Ok(other) => {
-                    list.release(context.slot, &self.slot.outgoing)?;
-                    match other {
-                        // It was replaced meanwhile; whoever replaces it needs longer than this loop.
-                        Some(Err(now)) if request::is_large(now) => length = now,
-                        Some(Err(_)) => return Ok(Step::Done),
-                        _ => {
-                            return self.answer(
-                                context,
-                                end,
-                                &Response { number, body: ResponseBody::Missing },
-                            );
-                        }
-                    }
-                }
-                Err(error) => {
-                    list.release(context.slot, &self.slot.outgoing)?;
-                    return self.answer_table_error(context, end, number, error);
-                }
-            }
+        let head_length = value_response_head(&mut head, number, value.length as usize);
+        let written = self.write_ahead(&head[..head_length])?;
+        if !written {
+            context.table.unpin(value);
+            return Ok(Step::NeedsOutput);
         }
-    }
-
-    /// Copies head and value into the list; the length it has now when it isn't the one expected.
-    fn copy_large(
-        &self,
-        value: &Value<'_>,
-        list: &BlockList,
-        head: &[u8],
-        length: u64,
-    ) -> Result<Result<(), u64>, Damaged> {
-        if value.length() != length {
-            return Ok(Err(value.length()));
-        }
-        let memory = self.segment.memory();
-        let total = head.len() as u64 + length;
-        let mut buffer = [0u8; 4096];
-        let mut done = 0;
-        while done < total {
-            let (offset, room) = list.piece(done)?;
-            let count = room.min(buffer.len() as u64) as usize;
-            let part = &mut buffer[..count];
-            let from_head = (head.len() as u64).saturating_sub(done).min(count as u64) as usize;
-            part[..from_head].copy_from_slice(&head[done.min(head.len() as u64) as usize..][..from_head]);
-            value.copy_to(
-                (done + from_head as u64).saturating_sub(head.len() as u64),
-                &mut part[from_head..],
-            )?;
-            memory.write_bytes(offset, part)?;
-            done += count as u64;
-        }
-        Ok(Ok(()))
+        let start = self.produced + head_length as u64;
+        let length = head_length as u64 + value.length;
+        self.begin_outgoing(context, end, Outgoing { source: Source::Value(value), start }, length)
     }
 
     /// Answers what the table could not do.

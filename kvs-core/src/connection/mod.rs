@@ -201,7 +201,7 @@ impl<'s> Connection<'s> {
     ///
     /// # Errors
     /// [`Fatal`].
-    pub fn pending(&self) -> Result<[IoSlice<'_>; 2], Fatal> {
+    pub fn pending(&self, context: &Context<'s>) -> Result<[IoSlice<'_>; 2], Fatal> {
         let memory = self.segment.memory();
         let ring_end = self.outgoing.as_ref().map_or(self.produced, |outgoing| outgoing.start);
         if self.sent < ring_end {
@@ -210,7 +210,7 @@ impl<'s> Connection<'s> {
             return Ok([IoSlice::new(first), IoSlice::new(second)]);
         }
         let bytes = match &self.outgoing {
-            Some(outgoing) => ring::list_bytes(memory, outgoing.list.piece(self.sent - outgoing.start)?)?,
+            Some(outgoing) => ring::list_bytes(memory, outgoing.piece(context.table, self.sent)?)?,
             None => &[],
         };
         Ok([IoSlice::new(bytes), IoSlice::new(&[])])
@@ -223,11 +223,8 @@ impl<'s> Connection<'s> {
     pub fn sent(&mut self, context: &mut Context<'s>, count: u64) -> Result<(), Fatal> {
         self.sent += count;
         self.segment.memory().store(&self.slot.sent, self.sent);
-        if self.sent == self.produced
-            && let Some(outgoing) = self.outgoing.take()
-        {
-            self.segment.memory().store(&self.slot.outgoing_start, slot::NOT_OUTGOING);
-            outgoing.list.release(context.slot, &self.slot.outgoing)?;
+        if self.sent == self.produced {
+            self.end_outgoing(context)?;
         }
         Ok(())
     }
@@ -271,6 +268,7 @@ impl<'s> Connection<'s> {
     /// # Errors
     /// [`Fatal`].
     pub fn close(mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
+        self.end_outgoing(context)?;
         for (ring, owner) in [(self.input.take(), &self.slot.input), (self.output.take(), &self.slot.output)]
         {
             if let Some(ring) = ring {

@@ -30,7 +30,7 @@ const PAGE_BYTES: usize = 16 << 10;
 const RING_BYTES: u64 = extents_bytes(RING_ORDER);
 
 /// Whether an answer with a value of `length` bytes doesn't fit a ring.
-pub(super) fn is_large(length: u64) -> bool {
+fn is_large(length: u64) -> bool {
     length + VALUE_HEAD_BYTES_MAX as u64 > RING_BYTES
 }
 
@@ -65,8 +65,8 @@ enum Copied {
     Whole(u64),
     /// There is no room now.
     NoRoom,
-    /// It needs a list: length of the value.
-    Large(u64),
+    /// It is sent from where it is.
+    Large,
 }
 
 impl<'s> Connection<'s> {
@@ -185,7 +185,7 @@ impl<'s> Connection<'s> {
                 return Err(Damaged { offset: 0 });
             }
             if is_large(length) {
-                return Ok(Copied::Large(length));
+                return Ok(Copied::Large);
             }
             let mut head = [0; VALUE_HEAD_BYTES_MAX];
             let head_length = wire::value_response_head(&mut head, number, length as usize);
@@ -209,9 +209,7 @@ impl<'s> Connection<'s> {
         }
         context.count(Counter::Get);
         match copied {
-            Ok(Some(Copied::Large(length))) => {
-                self.answer_large_value(context, end, (number, hash, key), length)
-            }
+            Ok(Some(Copied::Large)) => self.answer_large_value(context, end, (number, hash, key)),
             Ok(Some(_)) => Ok(Step::Done),
             Ok(None) => self.answer(context, end, &Response { number, body: ResponseBody::Missing }),
             Err(error) => self.answer_table_error(context, end, number, error),
@@ -320,15 +318,29 @@ impl<'s> Connection<'s> {
         step
     }
 
-    fn answer_bytes(&mut self, context: &mut Context<'s>, end: u64, bytes: &[u8]) -> Result<Step, Fatal> {
-        self.ensure_output(context)?;
-        let Some(ring) = &mut self.output else { return Ok(Step::NeedsOutput) };
+    /// Writes bytes behind the produced mark without moving it; false when there is no room.
+    pub(super) fn write_ahead(&mut self, bytes: &[u8]) -> Result<bool, Fatal> {
+        let Some(ring) = &mut self.output else { return Ok(false) };
         let total = bytes.len() as u64;
         if total > ring.capacity() - (self.produced - self.sent) {
+            return Ok(false);
+        }
+        let (first, second) = ring.parts_mut(self.segment.memory(), self.produced, self.produced + total)?;
+        write_parts(first, second, bytes);
+        Ok(true)
+    }
+
+    pub(super) fn answer_bytes(
+        &mut self,
+        context: &mut Context<'s>,
+        end: u64,
+        bytes: &[u8],
+    ) -> Result<Step, Fatal> {
+        self.ensure_output(context)?;
+        if !self.write_ahead(bytes)? {
             return Ok(Step::NeedsOutput);
         }
-        ring.write(self.segment.memory(), self.produced, bytes)?;
-        self.answered(end, total);
+        self.answered(end, bytes.len() as u64);
         Ok(Step::Done)
     }
 

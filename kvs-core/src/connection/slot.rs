@@ -33,6 +33,19 @@ pub enum Phase {
 /// `outgoing_start` while no list is part of the output.
 pub const NOT_OUTGOING: u64 = u64::MAX;
 
+/// Marks an `outgoing` word that names an entry that is pinned, not a list that the slot owns.
+const PINNED: u64 = 1;
+
+/// The `outgoing` word of a value that is sent from its entry at `offset`.
+pub const fn pinned(offset: u64) -> u64 {
+    offset | PINNED
+}
+
+/// The list that an `outgoing` word names; 0 when it names none.
+pub const fn outgoing_list(word: u64) -> u64 {
+    if word & PINNED == 0 { word } else { 0 }
+}
+
 /// The `committed` word: executed in the low half, produced in the high half, both modulo 2^32.
 #[inline(always)]
 pub const fn pack(executed: u64, produced: u64) -> u64 {
@@ -100,13 +113,14 @@ pub fn release(
     slot: &ConnectionSlot,
 ) -> Result<(), TransactionError> {
     for owner in [&slot.assembly, &slot.outgoing] {
-        let offset = owner.load();
+        let offset = outgoing_list(owner.load());
         if offset != 0 {
             BlockList::open(segment, offset)?.release(worker, owner)?;
         }
     }
     give_back_named(segment, worker, &slot.input)?;
     give_back_named(segment, worker, &slot.output)?;
+    segment.memory().store(&slot.outgoing, 0);
     segment.memory().store(&slot.state, STATE_FREE);
     Ok(())
 }

@@ -124,7 +124,7 @@ impl Client<'_> {
         loop {
             let progress = connection.execute(&mut self.context).expect("sound");
             let before = self.answers.len();
-            for part in connection.pending().expect("sound") {
+            for part in connection.pending(&self.context).expect("sound") {
                 let room = self.piece - (self.answers.len() - before);
                 self.answers.extend_from_slice(&part[..part.len().min(room)]);
             }
@@ -268,7 +268,7 @@ fn connection_full_store_refuses_large_and_small_and_still_reads() {
         };
         assert!(matches!(refused, Answer::Error(ErrorCode::StoreFull, _)), "{refused:?}");
         assert!(stored > 5);
-        assert!(matches!(client.get(b"0"), Answer::Value(_) | Answer::Error(ErrorCode::StoreFull, _)));
+        assert_eq!(client.get(b"0"), Answer::Value(value.clone()));
         assert_eq!(client.ask(&RequestBody::Delete { key: b"0" }), other("Deleted"));
         assert_eq!(client.set(b"again", &value[..500_000], SetCondition::Always), other("Stored"));
     });
@@ -357,6 +357,42 @@ fn connection_nonsense_ends_it_with_an_error() {
         client.feed(&[3, 0, 0, 0, 1, 9, 99]);
         assert!(matches!(client.answer(), Answer::Error(ErrorCode::UnknownMessage, _)));
         assert_eq!(client.get(b"k"), other("Missing"));
+    });
+}
+
+#[test]
+fn connection_value_replaced_while_it_is_sent_is_sent_as_it_was() {
+    with_client(16 << 20, |client| {
+        let (old, new) = (bytes_of(3_000_000, 1), bytes_of(2_000_000, 2));
+        assert_eq!(client.set(b"k", &old, SetCondition::Always), other("Stored"));
+        let mut request = Vec::new();
+        encode_request(&mut request, &Request { number: 9, body: RequestBody::Get { key: b"k" } });
+        let mut connection = client.connection.take().expect("open");
+        connection.input_space(&mut client.context).expect("sound").0[..request.len()]
+            .copy_from_slice(&request);
+        connection.received(request.len() as u64);
+        assert_eq!(connection.execute(&mut client.context).expect("sound"), Progress::NeedsOutput);
+        client.connection = Some(connection);
+        // Another connection replaces it, twice, and removes it.
+        let slot = client.context.slot;
+        let adopted = Adopted { connection: 78, transport: Transport::Tcp };
+        let segment = client.context.table.segment();
+        let context = Context::new(client.context.table, slot, &NoStatistics, VALUE_BYTES_MAX_DEFAULT, 8);
+        let connection = Connection::open(segment, 1, adopted).expect("room");
+        let mut writer =
+            Client { context, connection: Some(connection), answers: vec![], piece: usize::MAX, number: 0 };
+        writer.send(&RequestBody::Hello { protocol: PROTOCOL, name: "writer", pid: 6 });
+        writer.answer();
+        assert_eq!(writer.set(b"k", &new, SetCondition::Always), other("Stored"));
+        assert_eq!(writer.set(b"k", &new[1..], SetCondition::Always), other("Stored"));
+        assert_eq!(writer.ask(&RequestBody::Delete { key: b"k" }), other("Deleted"));
+        assert_ne!(slot.garbage.load(), 0, "it is still being sent");
+        client.piece = 100_000;
+        assert_eq!(client.answer(), Answer::Value(old));
+        client.context.table.collect_garbage(slot).expect("sound");
+        assert_eq!(slot.garbage.load(), 0);
+        let Client { mut context, connection, .. } = writer;
+        connection.expect("open").close(&mut context).expect("sound");
     });
 }
 

@@ -214,6 +214,14 @@ impl<'v> Entry<'v> {
         Ok((self.inline_at() + (from - start), content.saturating_sub(from)))
     }
 
+    /// The contiguous memory with the value from position `from` on: its offset and length.
+    ///
+    /// # Errors
+    /// [`Damaged`] when a chunk can't be.
+    pub fn value_piece(&self, from: u64) -> Result<(u64, u64), Damaged> {
+        self.piece(self.key_length().next_multiple_of(8) + from)
+    }
+
     /// Copies content from position `from` on into `target`.
     fn copy_content(&self, mut from: u64, mut target: &mut [u8]) -> Result<(), Damaged> {
         if !self.is_chunked() {

@@ -12,6 +12,7 @@
 //! | [`bucket`] | seven slots and the sequence that readers validate with |
 //! | [`entry`] | bytes of an entry |
 //! | [`view`] | lookup and scan without a lock |
+//! | `pins` | entries that are being sent from where they are |
 //! | `write` | set, delete, increment, inside the caller's transaction |
 //! | `grow` | one home at a time |
 //!
@@ -26,10 +27,13 @@ mod grow;
 mod hash;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
+mod pins;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 pub mod view;
 mod write;
+
+use std::sync::Arc;
 
 use crate::arena::block_list::{self, BlockList};
 use crate::arena::extents::AllocateError;
@@ -40,6 +44,7 @@ use crate::sys::memory::{Damaged, Word};
 use crate::transaction::{self, Transaction, TransactionError};
 use crate::wire::SetCondition;
 use entry::{Content, Entry};
+use pins::Pins;
 use view::{ReadError, TableView};
 use write::ShardWriter;
 
@@ -63,7 +68,7 @@ pub enum TableError {
     #[error("the value is not a decimal number of 64 bits")]
     NotANumber,
     /// The sum can't be held.
-    #[error("the sum is out of range: numbers go from {} to {}", i64::MIN, i64::MAX)]
+    #[error("the sum is out of the range of 64 bits, {} to {}", i64::MIN, i64::MAX)]
     NumberRange,
     /// The transaction can't go on.
     #[error(transparent)]
@@ -94,11 +99,21 @@ pub struct Totals {
     pub content_bytes: u64,
 }
 
+/// A value that stays where it is until it is [let go](Table::unpin).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PinnedValue {
+    /// Where its entry is.
+    pub offset: u64,
+    /// Its length, in bytes.
+    pub length: u64,
+}
+
 /// The table of a segment that this process writes.
 #[derive(Clone)]
 pub struct Table {
     segment: Segment,
     seed: HashSeed,
+    pins: Arc<Pins>,
 }
 
 impl Table {
@@ -107,7 +122,7 @@ impl Table {
     /// # Errors
     /// [`Damaged`] never, on a segment that was opened.
     pub fn new(segment: &Segment) -> Result<Self, Damaged> {
-        Ok(Self { segment: segment.clone(), seed: HashSeed::of(segment.header()?) })
+        Ok(Self { segment: segment.clone(), seed: HashSeed::of(segment.header()?), pins: Arc::default() })
     }
 
     /// The segment it is in.
@@ -274,30 +289,92 @@ impl Table {
         self.change(transaction, hash, |writer| writer.increment(hash, key, by))
     }
 
-    /// Gives back the chunks of the entries that the worker of `slot` has replaced or removed, a few in each of many
-    /// small transactions. To be called after each commit; killed on the way, the next call goes on.
+    /// Pins the value of `key`, if it is a chunked one; None when there is no such key or its value is a small one now.
+    ///
+    /// # Errors
+    /// As [`Table::read`].
+    pub fn pin(&self, hash: KeyHash, key: &[u8]) -> Result<Option<PinnedValue>, TableError> {
+        let index = hash.shard(self.segment.regions().shard_count);
+        let mut pinned: Option<u64> = None;
+        // Runs again when the entry turns out not to be the key's any more: then the pin was in vain.
+        let found = self.settle(index, || {
+            pinned.take().into_iter().for_each(|offset| self.pins.remove(offset));
+            self.view().find(hash, key, |place| {
+                pinned.take().into_iter().for_each(|offset| self.pins.remove(offset));
+                if place.entry.is_chunked() {
+                    self.pins.add(place.entry.offset);
+                    pinned = Some(place.entry.offset);
+                }
+                Ok(PinnedValue { offset: place.entry.offset, length: place.entry.value_length() })
+            })
+        });
+        match found {
+            Ok(Some(value)) if pinned == Some(value.offset) => Ok(Some(value)),
+            other => {
+                pinned.into_iter().for_each(|offset| self.pins.remove(offset));
+                other.map(|_| None)
+            }
+        }
+    }
+
+    /// Lets a pinned value go.
+    pub fn unpin(&self, value: PinnedValue) {
+        self.pins.remove(value.offset);
+    }
+
+    /// The contiguous memory with the bytes of a pinned value from position `from` on: its offset and length.
+    ///
+    /// # Errors
+    /// [`Damaged`] when it can't be where it should.
+    pub fn pinned_piece(&self, value: PinnedValue, from: u64) -> Result<(u64, u64), Damaged> {
+        let damaged = Damaged { offset: value.offset };
+        Entry::load(self.segment.memory(), value.offset)?.ok_or(damaged)?.value_piece(from)
+    }
+
+    /// Gives back the blocks of the chunked entries that the worker of `slot` has replaced or removed and nobody sends any
+    /// more, a few in each of many small transactions. To be called after each commit, and now and then while some
+    /// are left; killed on the way, the next call goes on.
     ///
     /// # Errors
     /// [`TransactionError`] when a transaction can't go on.
     #[inline]
     pub fn collect_garbage(&self, slot: &WorkerSlot) -> Result<(), TransactionError> {
-        while slot.garbage.load() != 0 {
-            self.collect_some(slot)?;
+        if slot.garbage.load() == 0 {
+            return Ok(());
         }
-        Ok(())
+        let mut link = &slot.garbage;
+        loop {
+            let offset = link.load();
+            if offset == 0 {
+                return Ok(());
+            }
+            let entry = Entry::load(self.segment.memory(), offset)?.filter(Entry::is_chunked);
+            let entry = entry.ok_or(Damaged { offset })?;
+            if self.pins.contains(offset) {
+                link = entry.garbage_word()?;
+            } else {
+                self.free_chunked(slot, link, &entry)?;
+            }
+        }
     }
 
-    fn collect_some(&self, slot: &WorkerSlot) -> Result<(), TransactionError> {
-        let offset = slot.garbage.load();
-        let entry = Entry::load(self.segment.memory(), offset)?.filter(Entry::is_chunked);
-        let entry = entry.ok_or(Damaged { offset })?;
-        let mut transaction = Transaction::begin(&self.segment, slot);
+    /// Frees a retired entry that `link` names, and takes it off the list.
+    fn free_chunked(
+        &self,
+        slot: &WorkerSlot,
+        link: &Word,
+        entry: &Entry<'_>,
+    ) -> Result<(), TransactionError> {
         let words = entry.chunk_words()?;
-        if block_list::give_back_chunks(&mut transaction, entry.chunk_count_word()?, words)? {
-            slab::free(&mut transaction, offset)?;
-            transaction.store(&slot.garbage, entry.garbage_word()?.load());
+        loop {
+            let mut transaction = Transaction::begin(&self.segment, slot);
+            if block_list::give_back_chunks(&mut transaction, entry.chunk_count_word()?, words)? {
+                slab::free(&mut transaction, entry.offset)?;
+                transaction.store(link, entry.garbage_word()?.load());
+                return transaction.commit();
+            }
+            transaction.commit()?;
         }
-        transaction.commit()
     }
 
     /// Visits the keys of up to `homes_max` homes from `cursor` on; see [`TableView::scan`].

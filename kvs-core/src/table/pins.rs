@@ -1,0 +1,42 @@
+//! Entries that are being sent straight from their memory. A large value is not copied for its answer: its entry is
+//! *pinned*, and stays as it is when it is replaced or removed meanwhile, until it is sent.
+//!
+//! How a pin can't come too late: a reader pins, then makes sure that the entry is still the key's. A writer first makes it
+//! not the key's, then looks for pins before it frees anything. Whoever locks the pins second sees what the other did.
+//!
+//! Lock: one for all pins of this process; only large values are pinned, and only their writers look. A crash forgets the
+//! pins, and with them nobody is left who sends.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How often each entry is pinned.
+#[derive(Default)]
+pub struct Pins {
+    counts: Mutex<HashMap<u64, u64>>,
+}
+
+impl Pins {
+    fn counts(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pins the entry at `offset` once more.
+    pub fn add(&self, offset: u64) {
+        *self.counts().entry(offset).or_insert(0) += 1;
+    }
+
+    /// Takes one pin off.
+    pub fn remove(&self, offset: u64) {
+        let mut counts = self.counts();
+        match counts.get_mut(&offset) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(counts.remove(&offset)),
+        }
+    }
+
+    /// Whether the entry is pinned.
+    pub fn contains(&self, offset: u64) -> bool {
+        self.counts().contains_key(&offset)
+    }
+}
