@@ -168,7 +168,7 @@ fn segment_with_a_second_link_is_refused() {
     fs::hard_link(place.segment(), &second).expect("linked");
     let refused = refused(&Launch::new(), place);
     fs::remove_file(&second).expect("removed");
-    refused.assert_says(&["2 names"]);
+    refused.assert_says(&["2 hard links"]);
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl<'s> Transaction<'s> {
         self.slot
     }
 
-    /// Takes the lock of shard `index`; held until the transaction ends. At most one shard.
+    /// Takes the lock of shard `index`; held until the transaction ends. At most one shard, and before the arena's lock.
     ///
     /// # Errors
     /// [`TransactionError`] when the lock can't be had or another shard's is held already.
@@ -88,6 +88,8 @@ impl<'s> Transaction<'s> {
         match &self.shard {
             Some((held, _)) if *held == index => {}
             Some(_) => return Err(TransactionError::Lock(LockError::Os(libc::EDEADLK))),
+            // Whoever waits for a shard while it holds the arena may be waited for by that shard's holder.
+            None if self.arena.is_some() => return Err(TransactionError::Lock(LockError::Os(libc::EDEADLK))),
             None => self.shard = Some((index, acquire(&shard.lock)?)),
         }
         Ok(shard)

@@ -1,5 +1,7 @@
 //! A running store of its own for one test.
 //!
+//! With `KVS_HOLD` set, a failed test leaves its store running for an hour, for a debugger.
+//!
 //! Lock: none. A crash of the test program is cleaned up by the guard process, see [`processes`](crate::processes).
 
 use std::ffi::OsString;
@@ -462,6 +464,10 @@ struct Front(Child);
 
 impl Drop for Front {
     fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("KVS_HOLD").is_some() {
+            eprintln!("front server {} is held for a look at it: KVS_HOLD is set", self.0.id());
+            std::thread::sleep(Duration::from_secs(3600));
+        }
         if self.0.try_wait().is_ok_and(|ended| ended.is_some()) {
             return;
         }

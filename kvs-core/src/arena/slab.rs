@@ -173,6 +173,19 @@ fn add_slab(
     Ok(offset)
 }
 
+/// Takes the lock of the shard that the block at `offset` belongs to: for a transaction that frees it after something
+/// of the arena, because a shard's lock comes before the arena's.
+///
+/// # Errors
+/// [`TransactionError`] when the block isn't one.
+pub fn lock_shard_of(transaction: &mut Transaction<'_>, offset: u64) -> Result<(), TransactionError> {
+    let slab_offset = slab_of(offset);
+    let slab = slab_at(transaction, slab_offset)?;
+    // The class and the shard of a slab in use never change, so this may be read before the lock is had.
+    let shard = meta_of(transaction, slab, slab_offset)?.shard;
+    transaction.lock_shard(shard).map(|_| ())
+}
+
 /// Gives the block at `offset` back to its slab, and an empty slab back to the extents.
 ///
 /// # Errors

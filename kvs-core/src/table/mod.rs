@@ -368,6 +368,7 @@ impl Table {
         let words = entry.chunk_words()?;
         loop {
             let mut transaction = Transaction::begin(&self.segment, slot);
+            slab::lock_shard_of(&mut transaction, entry.offset)?;
             if block_list::give_back_chunks(&mut transaction, entry.chunk_count_word()?, words)? {
                 slab::free(&mut transaction, entry.offset)?;
                 transaction.store(link, entry.garbage_word()?.load());
