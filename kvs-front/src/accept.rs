@@ -1,124 +1,212 @@
 //! The thread that accepts: takes all who wait, refuses who is too many with the reason, hands the others over at once.
+//!
+//! It waits for the listening sockets and for being told to end; nothing a client does makes it wait. A data server that
+//! takes no more clients delays it for at most [`SEND_PATIENCE`](crate::link::SEND_PATIENCE) a round.
 
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use kvs_core::control::{ADOPTED_MAX, Transport};
-use kvs_core::wire::{self, ErrorCode, Response, ResponseBody};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use kvs_core::wire::ErrorCode;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
-use rustix::net::{SendFlags, SocketFlags, accept_with, sockopt};
+use rustix::net::{SocketFlags, accept_with, sockopt};
 
-use crate::Front;
+use crate::front::Front;
+use crate::link::HandOver;
+use crate::refuse::Refusals;
 
-/// How often the thread looks whether it shall end, though nobody comes.
-const ROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
-/// Pause after the kernel had no descriptor or memory for a client.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(10);
-/// Pause between two warnings of the same kind.
-const WARNING_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after the kernel had no descriptor or memory for a client, and none could be given up.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(20);
+/// How soon clients are offered again to a data server that took none.
+const OFFER_PAUSE: Duration = Duration::from_millis(20);
 
-/// Accepts until the front server stops.
-pub fn run(front: &Arc<Front>) {
-    let mut reserve = open_reserve();
-    let mut warned: Option<Instant> = None;
-    while !front.stopping.load(Ordering::Acquire) {
-        let mut sockets = [
-            PollFd::new(&front.listening.tcp, PollFlags::IN),
-            PollFd::new(&front.listening.unix, PollFlags::IN),
-        ];
-        if poll(&mut sockets, Some(&ROUND)).is_err() {
-            continue;
+/// The thread, from outside.
+pub struct Accepting {
+    call: Arc<Call>,
+    thread: JoinHandle<()>,
+}
+
+impl Accepting {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When no descriptor or thread is to be had.
+    pub fn start(front: &Arc<Front>, tcp: TcpListener, unix: UnixListener) -> anyhow::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let wake = wake.context("can't make an eventfd")?;
+        let call = Arc::new(Call { wake, end: AtomicBool::new(false) });
+        let acceptor = Acceptor {
+            front: Arc::clone(front),
+            tcp,
+            unix,
+            call: Arc::clone(&call),
+            refusals: Refusals::new(),
+            offer_again: None,
+        };
+        let thread = std::thread::Builder::new().name("accept".into()).spawn(move || acceptor.run());
+        Ok(Self { call, thread: thread.context("can't start the accepting thread")? })
+    }
+
+    /// Lets it look for clients that wait for a data server.
+    pub fn wake(&self) {
+        // A full counter wakes it just as well.
+        let _ = rustix::io::write(&self.call.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Ends it; the listening sockets are closed when this returns.
+    pub fn stop(self) {
+        self.call.end.store(true, Ordering::Release);
+        self.wake();
+        if self.thread.join().is_err() {
+            log::error!("the accepting thread had panicked");
         }
-        let ready = sockets.map(|socket| !socket.revents().is_empty());
-        for (transport, ready) in [Transport::Tcp, Transport::Unix].into_iter().zip(ready) {
-            if ready && accept_some(front, transport) == Err(Exhausted) {
-                refuse_for_want_of_descriptors(front, transport, &mut reserve);
-                if warned.is_none_or(|at| at.elapsed() > WARNING_PAUSE) {
-                    log::warn!("no descriptor left for another client; raise the limit with `ulimit -n`");
-                    warned = Some(Instant::now());
+    }
+}
+
+/// How the thread is called.
+struct Call {
+    wake: OwnedFd,
+    end: AtomicBool,
+}
+
+struct Acceptor {
+    front: Arc<Front>,
+    tcp: TcpListener,
+    unix: UnixListener,
+    call: Arc<Call>,
+    refusals: Refusals,
+    offer_again: Option<Instant>,
+}
+
+/// What a round of accepting came to.
+#[derive(PartialEq, Eq)]
+enum Round {
+    Done,
+    /// The kernel has no descriptor or memory for another socket.
+    Exhausted,
+}
+
+impl Acceptor {
+    fn run(mut self) {
+        loop {
+            let [tcp, unix] = self.wait();
+            if self.call.end.load(Ordering::Acquire) {
+                return;
+            }
+            for (transport, ready) in [(Transport::Tcp, tcp), (Transport::Unix, unix)] {
+                if ready && self.accept_some(transport) == Round::Exhausted {
+                    self.refuse_for_want_of_descriptors(transport);
                 }
             }
-        }
-        front.link.hand_over_waiting(&front.clients);
-    }
-}
-
-#[derive(PartialEq, Eq)]
-struct Exhausted;
-
-fn accept_one(front: &Front, transport: Transport) -> Result<OwnedFd, Errno> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    match transport {
-        Transport::Tcp => accept_with(&front.listening.tcp, flags),
-        Transport::Unix => accept_with(&front.listening.unix, flags),
-    }
-}
-
-fn accept_some(front: &Front, transport: Transport) -> Result<(), Exhausted> {
-    for _ in 0..ADOPTED_MAX {
-        match accept_one(front, transport) {
-            Ok(socket) => welcome(front, transport, socket),
-            Err(Errno::AGAIN) => return Ok(()),
-            Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => return Err(Exhausted),
-            // The client gave up before it was accepted.
-            Err(_) => {}
+            self.refusals.tidy();
+            self.offer_again = match self.front.link.hand_over(&self.front.clients) {
+                HandOver::Done => None,
+                HandOver::Refused => Some(Instant::now() + OFFER_PAUSE),
+            };
         }
     }
-    Ok(())
+
+    /// Waits until something is to be done, and tells which sockets are ready.
+    fn wait(&self) -> [bool; 2] {
+        let mut sockets = [
+            PollFd::new(&self.tcp, PollFlags::IN),
+            PollFd::new(&self.unix, PollFlags::IN),
+            PollFd::new(&self.call.wake, PollFlags::IN),
+        ];
+        let next = [self.refusals.next_tidy(), self.offer_again].into_iter().flatten().min();
+        let timeout = next.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+        match poll(&mut sockets, timeout.as_ref()) {
+            Ok(_) => {
+                let [tcp, unix, called] = sockets.map(|socket| !socket.revents().is_empty());
+                if called {
+                    // Only to reset it; what it calls for is looked at in every round.
+                    let _ = rustix::io::read(&self.call.wake, &mut [0u8; 8][..]);
+                }
+                [tcp, unix]
+            }
+            Err(Errno::INTR) => [false; 2],
+            Err(error) => {
+                // Out of memory, at worst: what could be ready is tried.
+                log::warn!("can't wait for clients: {error}");
+                std::thread::sleep(EXHAUSTED_PAUSE);
+                [true; 2]
+            }
+        }
+    }
+
+    /// Accepts a batch at most, so that the first don't wait for the last.
+    fn accept_some(&mut self, transport: Transport) -> Round {
+        for _ in 0..ADOPTED_MAX {
+            match accept_one(self.listener(transport)) {
+                Ok(socket) => self.receive(transport, socket),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => return Round::Exhausted,
+                // The client gave up before it was accepted, or a signal came.
+                Err(_) => {}
+            }
+        }
+        Round::Done
+    }
+
+    fn listener(&self, transport: Transport) -> BorrowedFd<'_> {
+        match transport {
+            Transport::Tcp => self.tcp.as_fd(),
+            Transport::Unix => self.unix.as_fd(),
+        }
+    }
+
+    fn receive(&mut self, transport: Transport, socket: OwnedFd) {
+        if transport == Transport::Unix && !is_ours(socket.as_fd()) {
+            return self.refuse(socket, ErrorCode::Internal, "this store serves its own user and root only");
+        }
+        let limit = self.front.limit;
+        if let Err(socket) = self.front.clients.add(transport, socket, limit.most) {
+            self.refuse(socket, ErrorCode::TooManyConnections, &limit.message());
+        }
+    }
+
+    fn refuse(&mut self, socket: OwnedFd, code: ErrorCode, message: &str) {
+        self.front.refused.fetch_add(1, Ordering::Relaxed);
+        self.refusals.refuse(socket, code, message);
+    }
+
+    fn refuse_for_want_of_descriptors(&mut self, transport: Transport) {
+        if !self.refusals.give_up_descriptor() {
+            std::thread::sleep(EXHAUSTED_PAUSE);
+            return;
+        }
+        match accept_one(self.listener(transport)) {
+            Ok(socket) => self.refuse(
+                socket,
+                ErrorCode::TooManyConnections,
+                "no descriptor is left for another connection; raise the server's limit of open files (ulimit -n)",
+            ),
+            // The machine itself has none: the client waits until it has.
+            Err(_) => std::thread::sleep(EXHAUSTED_PAUSE),
+        }
+    }
 }
 
-fn welcome(front: &Front, transport: Transport, socket: OwnedFd) {
-    if transport == Transport::Unix && !is_ours(&socket) {
-        return refuse(&socket, "this store belongs to another user");
-    }
-    let limit = front.options.max_connections;
-    if front.clients.count() >= limit as usize {
-        return refuse(
-            &socket,
-            &format!("the limit of {limit} connections is reached; raise --max-connections"),
-        );
-    }
-    if transport == Transport::Tcp {
-        // Answers are sent whole; waiting for more to send would only delay them.
-        let _ = sockopt::set_tcp_nodelay(&socket, true);
-        // Else a byte sent as urgent would be missing from the stream, and from the kernel's counters of it.
-        let _ = sockopt::set_socket_oobinline(&socket, true);
-    }
-    front.clients.add(transport, socket);
+fn accept_one(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
 }
 
-fn is_ours(socket: &OwnedFd) -> bool {
+/// Whether the other end of a unix socket is of this user, or root.
+pub fn is_ours(socket: BorrowedFd<'_>) -> bool {
     let own = rustix::process::geteuid();
     sockopt::socket_peercred(socket).is_ok_and(|peer| peer.uid == own || peer.uid.is_root())
 }
 
-/// Tells a client why it can't be served. The socket closes when it is dropped; nothing of it was read, and nothing has
-/// come yet as a rule, so the message isn't lost to a reset.
-fn refuse(socket: &OwnedFd, message: &str) {
-    let mut bytes = Vec::new();
-    let body = ResponseBody::Error { code: ErrorCode::TooManyConnections, message };
-    wire::encode_response(&mut bytes, &Response { number: 0, body });
-    let _ = rustix::net::send(socket, &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-    let _ = rustix::net::shutdown(socket.as_fd(), rustix::net::Shutdown::Write);
-}
-
-/// A descriptor that is given up when there is no other left, so that a client can still be told so.
-fn open_reserve() -> Option<File> {
-    File::open("/dev/null").ok()
-}
-
-fn refuse_for_want_of_descriptors(front: &Front, transport: Transport, reserve: &mut Option<File>) {
-    drop(reserve.take());
-    if let Ok(socket) = accept_one(front, transport) {
-        refuse(
-            &socket,
-            "the server has no descriptor left for another connection; raise its limit with `ulimit -n`",
-        );
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
     }
-    *reserve = open_reserve();
-    std::thread::sleep(EXHAUSTED_PAUSE);
 }

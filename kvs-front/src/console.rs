@@ -1,42 +1,47 @@
-//! The operator's commands, on the terminal and on the console socket.
+//! The operator's lines, from the terminal and from the console socket.
 //!
-//! On the socket: a command is a line; the answer is `ok N` or `error N` on a line, and N bytes of text.
+//! On the socket a command is a line; the answer is `ok N` or `error N` on a line, and N bytes of text. One connection can
+//! ask many things; it ends with the store.
+//!
+//! Bounds: a line has an end, operators are few, and one who doesn't read is let go. No lock; each operator has a thread of
+//! its own, since commands wait for the data server.
 
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, IsTerminal, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{IsTerminal, Read as _, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kvs_core::control::{ClientInfo, StatisticOwned};
-use kvs_core::instance::ByteSize;
 use kvs_front::options::ConsoleMode;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
-use crate::Front;
+use crate::accept;
+use crate::front::Front;
+use crate::operator::{self, Answer};
 use crate::supervise::Event;
 
 /// Longest command, in bytes.
-const COMMAND_BYTES_MAX: u64 = 1024;
+const COMMAND_BYTES_MAX: usize = 1024;
 /// Operators at a time.
 const OPERATORS_MAX: usize = 16;
 /// How long an operator may be silent.
-const PATIENCE: Duration = Duration::from_secs(600);
-
-const HELP: &str = "\
-status          where the store listens, who serves, how full it is
-stats [--json]  all counters
-clients         who is connected
-help            this
-quit            ends both servers in order; the segment stays for an instant restart
-";
+const SILENCE_MAX: Duration = Duration::from_secs(3600);
+/// How long an operator may take to read.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
+/// Pause after the kernel had no descriptor for an operator.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// How often the terminal is looked at while it belongs to another job of the shell.
+const BACKGROUND_PAUSE: Duration = Duration::from_millis(500);
 
 /// Starts the console on the terminal, if there is to be one, and on its socket.
 ///
 /// # Errors
 /// When no thread is to be had.
-pub fn start(front: &Arc<Front>) -> anyhow::Result<()> {
+pub fn start(front: &Arc<Front>, socket: UnixListener) -> anyhow::Result<()> {
     let on_terminal = match front.options.console {
         ConsoleMode::On => true,
         ConsoleMode::Off => false,
@@ -44,172 +49,226 @@ pub fn start(front: &Arc<Front>) -> anyhow::Result<()> {
     };
     if on_terminal {
         let front = Arc::clone(front);
-        std::thread::Builder::new()
-            .name("console".into())
-            .spawn(move || serve_terminal(&front))
-            .context("can't start the console")?;
+        let thread = thread::Builder::new().name("console".into()).spawn(move || serve_terminal(&front));
+        thread.context("can't start the console")?;
     }
     let front = Arc::clone(front);
-    std::thread::Builder::new()
-        .name("console-socket".into())
-        .spawn(move || serve_socket(&front))
-        .context("can't start the console socket")?;
-    Ok(())
+    let thread =
+        thread::Builder::new().name("console-socket".into()).spawn(move || serve_socket(&front, &socket));
+    thread.map(|_| ()).context("can't start the console socket")
 }
 
-fn serve_terminal(front: &Front) {
-    for line in std::io::stdin().lock().lines() {
-        let Ok(line) = line else { break };
-        let (Ok(text) | Err(text)) = obey(front, line.trim());
-        // Standard output belongs to the ready line; the operator reads the terminal, whichever stream it is.
-        eprint!("{text}");
+/// Lines cut out of what is read piece by piece.
+#[derive(Default)]
+struct Lines(Vec<u8>);
+
+/// A line is longer than any command.
+#[derive(Debug, PartialEq, Eq)]
+struct TooLong;
+
+impl Lines {
+    fn add(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// The next whole line.
+    fn next(&mut self) -> Result<Option<String>, TooLong> {
+        match self.0.iter().position(|byte| *byte == b'\n') {
+            Some(end) if end <= COMMAND_BYTES_MAX => {
+                let line: Vec<u8> = self.0.drain(..=end).collect();
+                Ok(Some(String::from_utf8_lossy(&line).trim().to_owned()))
+            }
+            None if self.0.len() <= COMMAND_BYTES_MAX => Ok(None),
+            _ => Err(TooLong),
+        }
     }
 }
 
-fn serve_socket(front: &Arc<Front>) {
-    let operators = Arc::new(AtomicUsize::new(0));
-    for operator in front.listening.console.incoming() {
-        let Ok(operator) = operator else { continue };
-        if operators.fetch_add(1, Ordering::Relaxed) >= OPERATORS_MAX || !is_ours(&operator) {
-            operators.fetch_sub(1, Ordering::Relaxed);
+/// Serves the terminal until its end, which ends nothing else.
+fn serve_terminal(front: &Front) {
+    let prompt = if std::io::stdin().is_terminal() && std::io::stderr().is_terminal() { "kvs> " } else { "" };
+    let mut lines = Lines::default();
+    let mut buffer = [0; COMMAND_BYTES_MAX];
+    // Standard output belongs to the ready line; the operator reads the terminal, whichever stream it is.
+    show(prompt);
+    while let Some(count) = read_terminal(&mut buffer) {
+        lines.add(&buffer[..count]);
+        loop {
+            match lines.next() {
+                Ok(Some(line)) => {
+                    let answer = operator::obey(front, &line);
+                    show(&answer.text);
+                    if answer.quits {
+                        let _ = front.events.send(Event::Quit);
+                        return;
+                    }
+                    show(prompt);
+                }
+                Ok(None) => break,
+                Err(TooLong) => {
+                    lines = Lines::default();
+                    show("that line is too long to be a command\n");
+                }
+            }
+        }
+    }
+}
+
+fn show(text: &str) {
+    let mut terminal = std::io::stderr().lock();
+    // A terminal that is gone shows nothing.
+    let _ = terminal.write_all(text.as_bytes()).and_then(|()| terminal.flush());
+}
+
+/// Reads what was typed; None at the end. A process in the background that reads its terminal is stopped, so it waits until
+/// the terminal is its own.
+fn read_terminal(buffer: &mut [u8]) -> Option<usize> {
+    let input = rustix::stdio::stdin();
+    loop {
+        match poll(&mut [PollFd::from_borrowed_fd(input.as_fd(), PollFlags::IN)], None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(_) => return None,
+        }
+        if rustix::termios::tcgetpgrp(input).is_ok_and(|group| group != rustix::process::getpgrp()) {
+            thread::sleep(BACKGROUND_PAUSE);
             continue;
         }
-        let (front, operators) = (Arc::clone(front), Arc::clone(&operators));
-        std::thread::spawn(move || {
-            if let Err(error) = serve_operator(&front, &operator) {
-                log::debug!("console: {error}");
-            }
-            operators.fetch_sub(1, Ordering::Relaxed);
-        });
+        match rustix::io::read(input, &mut *buffer) {
+            Ok(0) => return None,
+            Ok(count) => return Some(count),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => thread::sleep(BACKGROUND_PAUSE),
+            Err(_) => return None,
+        }
     }
 }
 
-fn is_ours(operator: &UnixStream) -> bool {
-    let own = rustix::process::geteuid();
-    rustix::net::sockopt::socket_peercred(operator).is_ok_and(|peer| peer.uid == own || peer.uid.is_root())
-}
-
-fn serve_operator(front: &Front, operator: &UnixStream) -> std::io::Result<()> {
-    operator.set_read_timeout(Some(PATIENCE))?;
-    let mut reader = BufReader::new(operator);
-    loop {
-        let mut line = String::new();
-        if std::io::Read::take(&mut reader, COMMAND_BYTES_MAX).read_line(&mut line)? == 0 {
-            return Ok(());
-        }
-        let (word, text) = match obey(front, line.trim()) {
-            Ok(text) => ("ok", text),
-            Err(text) => ("error", text),
+fn serve_socket(front: &Arc<Front>, socket: &UnixListener) {
+    let operators = Arc::new(AtomicUsize::new(0));
+    for operator in socket.incoming() {
+        let Ok(operator) = operator else {
+            thread::sleep(EXHAUSTED_PAUSE);
+            continue;
         };
-        let mut writer = operator;
-        writer.write_all(format!("{word} {}\n{text}", text.len()).as_bytes())?;
-    }
-}
-
-/// Does what a line says; the text for the operator, whether it worked or not.
-fn obey(front: &Front, line: &str) -> Result<String, String> {
-    const SILENT: &str = "the data server does not answer; it may be starting, try again\n";
-    match line {
-        "" => Ok(String::new()),
-        "help" => Ok(HELP.to_owned()),
-        "status" => Ok(status(front)),
-        "stats" => front.link.statistics().map(|all| table(&all)).ok_or_else(|| SILENT.to_owned()),
-        "stats --json" => front.link.statistics().map(|all| json(&all)).ok_or_else(|| SILENT.to_owned()),
-        "clients" => front.link.clients().map(|all| clients(&all)).ok_or_else(|| SILENT.to_owned()),
-        "quit" => {
-            // The supervisor listens for as long as the process runs.
-            let _ = front.events.send(Event::Quit);
-            Ok("ending\n".to_owned())
+        let place = Place::take(&operators);
+        let (front, operator) = (Arc::clone(front), Operator(operator));
+        if !accept::is_ours(operator.0.as_fd()) {
+            operator.refuse("this console serves its own user and root only\n");
+        } else if place.0.load(Ordering::Relaxed) > OPERATORS_MAX {
+            operator.refuse("as many consoles are open as may be; close one\n");
+        } else {
+            let thread = thread::Builder::new().name("operator".into()).spawn(move || {
+                let _place = place;
+                if let Err(error) = operator.serve(&front) {
+                    log::debug!("console: {error}");
+                }
+            });
+            if let Err(error) = thread {
+                log::warn!("can't start a thread for the console: {error}");
+            }
         }
-        other => Err(format!("{other:?} is no command; `help` lists them\n")),
     }
 }
 
-fn status(front: &Front) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        // Writing to a String can't fail.
-        let _ = writeln!(text, "{name:<12} {value}");
-    };
-    line("name", front.options.name.to_string());
-    line("tcp", front.listening.tcp_address.to_string());
-    line("unix", front.listening.unix_path.display().to_string());
-    line("front", format!("pid {}, up {} s", std::process::id(), front.begun.elapsed().as_secs()));
-    line("connections", format!("{} of {}", front.clients.count(), front.options.max_connections));
-    let Some(all) = front.link.statistics() else {
-        line("data", "not serving now".to_owned());
-        return text;
-    };
-    let number = |name: &str| {
-        let found = all.iter().find(|(known, _)| known == name);
-        found
-            .and_then(
-                |(_, value)| if let StatisticOwned::Number(number) = value { Some(*number) } else { None },
-            )
-            .unwrap_or(0)
-    };
-    line(
-        "data",
-        format!(
-            "pid {}, up {} s, restarted {} times",
-            number("data_pid"),
-            number("uptime_seconds"),
-            number("data_restarts")
-        ),
-    );
-    line("entries", number("entries").to_string());
-    let (taken, most) =
-        (ByteSize(number("segment_bytes")).rounded(), ByteSize(number("capacity_bytes")).rounded());
-    line("memory", format!("{taken} of {most}"));
-    text
-}
+/// A place among the operators, given back when dropped.
+struct Place(Arc<AtomicUsize>);
 
-fn show(value: &StatisticOwned) -> String {
-    match value {
-        StatisticOwned::Number(number) => number.to_string(),
-        StatisticOwned::Text(text) => text.clone(),
-        StatisticOwned::Absent => "-".to_owned(),
+impl Place {
+    fn take(operators: &Arc<AtomicUsize>) -> Self {
+        operators.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(operators))
     }
 }
 
-fn table(all: &[(String, StatisticOwned)]) -> String {
-    let width = all.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    all.iter().map(|(name, value)| format!("{name:<width$}  {}\n", show(value))).collect()
-}
-
-fn json(all: &[(String, StatisticOwned)]) -> String {
-    let object: serde_json::Map<String, serde_json::Value> = all
-        .iter()
-        .map(|(name, value)| {
-            let value = match value {
-                StatisticOwned::Number(number) => (*number).into(),
-                StatisticOwned::Text(text) => text.clone().into(),
-                StatisticOwned::Absent => serde_json::Value::Null,
-            };
-            (name.clone(), value)
-        })
-        .collect();
-    format!("{}\n", serde_json::Value::Object(object))
-}
-
-fn clients(all: &[ClientInfo]) -> String {
-    let mut text = format!(
-        "{:>18}  {:<4}  {:>8}  {:>12}  {:>12}  NAME\n",
-        "CONNECTION", "VIA", "PID", "RECEIVED", "SENT"
-    );
-    for client in all {
-        // Names come from clients: nothing in them may move the operator's cursor.
-        let name: String =
-            client.name.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
-        let (received, sent) = (ByteSize(client.received).rounded(), ByteSize(client.sent).rounded());
-        // Writing to a String can't fail.
-        let _ = writeln!(
-            text,
-            "{:>18}  {:<4}  {:>8}  {received:>12}  {sent:>12}  {name}",
-            client.connection,
-            client.transport.to_string(),
-            client.pid
-        );
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
-    text
+}
+
+struct Operator(UnixStream);
+
+impl Operator {
+    fn serve(mut self, front: &Front) -> std::io::Result<()> {
+        self.0.set_read_timeout(Some(SILENCE_MAX))?;
+        self.0.set_write_timeout(Some(READ_PATIENCE))?;
+        let mut lines = Lines::default();
+        let mut buffer = [0; COMMAND_BYTES_MAX];
+        loop {
+            let count = self.0.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
+            lines.add(&buffer[..count]);
+            loop {
+                match lines.next() {
+                    Ok(Some(line)) => self.obey(front, &line)?,
+                    Ok(None) => break,
+                    Err(TooLong) => {
+                        self.refuse("that line is too long to be a command\n");
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, front: &Front, line: &str) -> std::io::Result<()> {
+        let answer = operator::obey(front, line);
+        let sent = self.0.write_all(framed(&answer).as_bytes());
+        if answer.quits {
+            // Told first, since the process ends soon; done in any case. The supervisor listens for as long as it runs.
+            let _ = front.events.send(Event::Quit);
+        }
+        sent
+    }
+
+    fn refuse(&self, text: &str) {
+        let answer = Answer { done: false, text: text.to_owned(), quits: false };
+        // A short answer fits the socket's buffer; one who is gone needs none.
+        let _ = (&self.0).write_all(framed(&answer).as_bytes());
+    }
+}
+
+fn framed(answer: &Answer) -> String {
+    format!("{} {}\n{}", if answer.done { "ok" } else { "error" }, answer.text.len(), answer.text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn console_lines_arrive_in_pieces_and_several_at_once() {
+        let mut lines = Lines::default();
+        lines.add(b"sta");
+        assert_eq!(lines.next(), Ok(None));
+        lines.add(b"tus\r\n help \nq");
+        assert_eq!(lines.next(), Ok(Some("status".to_owned())));
+        assert_eq!(lines.next(), Ok(Some("help".to_owned())));
+        assert_eq!(lines.next(), Ok(None));
+        lines.add(b"\xff\n");
+        assert_eq!(lines.next(), Ok(Some("q\u{fffd}".to_owned())));
+    }
+
+    #[test]
+    fn console_line_without_end_is_refused() {
+        let mut lines = Lines::default();
+        lines.add(&[b'x'; COMMAND_BYTES_MAX]);
+        assert_eq!(lines.next(), Ok(None));
+        lines.add(b"x");
+        assert_eq!(lines.next(), Err(TooLong));
+        let mut lines = Lines::default();
+        lines.add(&[b'x'; COMMAND_BYTES_MAX + 1]);
+        lines.add(b"\nquit\n");
+        assert_eq!(lines.next(), Err(TooLong), "its rest is not taken for a command");
+    }
+
+    #[test]
+    fn console_answers_say_how_long_they_are() {
+        let answer = Answer { done: true, text: "zwölf\n".to_owned(), quits: false };
+        assert_eq!(framed(&answer), "ok 7\nzwölf\n");
+        let answer = Answer { done: false, text: String::new(), quits: false };
+        assert_eq!(framed(&answer), "error 0\n");
+    }
 }

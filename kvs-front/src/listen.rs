@@ -1,17 +1,20 @@
 //! The listening sockets: TCP, the unix socket for local clients, and the operator's.
 //!
-//! A socket file that another process answers on is never touched; one that nobody answers on and that is ours is what a
-//! killed front server left, and is replaced.
+//! They listen as soon as they are open, and clients wait in the kernel's queue until the data server is ready.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kvs_core::instance::{console_path, private_directory};
 use kvs_front::options::ServerOptions;
+use rustix::net::sockopt;
+
+use crate::socket_file::SocketFile;
 
 /// First port tried when no address is given.
 const PORT_FIRST: u16 = 9999;
@@ -19,97 +22,100 @@ const PORT_FIRST: u16 = 9999;
 const PORTS_MAX: u16 = 1000;
 /// Connections the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
-/// Longest path of a unix socket, in bytes, its final zero left out.
-const UNIX_PATH_BYTES_MAX: usize = 107;
+/// How long a client may be silent before the kernel asks whether its machine still lives.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 
-/// The listening sockets.
+/// The files of the unix sockets; they are removed with this.
+pub struct SocketFiles {
+    /// The clients'.
+    pub unix: SocketFile,
+    /// The operator's.
+    #[allow(dead_code, reason = "kept so that the file is removed with it")]
+    pub console: SocketFile,
+}
+
+/// The listening sockets, none of which waits in `accept`, but for the operator's.
 pub struct Listening {
     /// For TCP clients.
     pub tcp: TcpListener,
-    /// Where that is.
-    pub tcp_address: SocketAddr,
     /// For local clients.
     pub unix: UnixListener,
-    /// Where that is.
-    pub unix_path: PathBuf,
     /// For the operator.
     pub console: UnixListener,
-    /// Where that is.
-    pub console_path: PathBuf,
+    /// The files of the last two.
+    pub files: SocketFiles,
 }
 
 impl Listening {
     /// Opens all of them.
     ///
     /// # Errors
-    /// Which one can't be had, and why.
+    /// Which one can't be had, and why. Nothing is left of the others then.
     pub fn open(options: &ServerOptions) -> anyhow::Result<Self> {
-        let unix_path =
-            std::path::absolute(options.unix_path()).context("can't tell where the unix socket is")?;
-        if options.unix.is_none() {
-            make_private_directory(&unix_path)?;
-        }
-        let unix = bind_unix(&unix_path)?;
+        let unix_path = options.unix_path();
         let console_path = console_path(&unix_path);
-        let opened = bind_unix(&console_path).and_then(|console| Ok((console, bind_tcp(options.listen)?)));
-        let (console, tcp) = match opened {
-            Ok(opened) => opened,
-            Err(error) => {
-                remove_file(&unix_path);
-                return Err(error);
-            }
-        };
-        let tcp_address = tcp.local_addr().context("can't tell the TCP address")?;
-        for socket in [rustix::fd::AsFd::as_fd(&tcp), rustix::fd::AsFd::as_fd(&unix)] {
-            rustix::net::listen(socket, BACKLOG).context("can't listen")?;
-            rustix::io::ioctl_fionbio(socket, true).context("can't listen")?;
+        if console_path == unix_path {
+            bail!(
+                "--unix {} is the name of the operator's socket; choose one that does not end in .console",
+                unix_path.display()
+            );
         }
-        Ok(Self { tcp, tcp_address, unix, unix_path, console, console_path })
-    }
-
-    /// Removes the socket files.
-    pub fn remove(&self) {
-        remove_file(&self.unix_path);
-        remove_file(&self.console_path);
-    }
-}
-
-fn remove_file(path: &Path) {
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => log::warn!("can't remove {}: {error}", path.display()),
+        if options.unix.is_none() && unix_path.parent() == Some(&private_directory()) {
+            make_private_directory(&private_directory())?;
+        }
+        let (unix, unix_file) = SocketFile::listen(&unix_path)?;
+        let (console, console_file) = SocketFile::listen(&console_path)?;
+        console.set_nonblocking(false).context("can't listen for the operator")?;
+        let tcp = listen_tcp(options.listen)?;
+        Ok(Self { tcp, unix, console, files: SocketFiles { unix: unix_file, console: console_file } })
     }
 }
 
-fn bind_tcp(wanted: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
-    if let Some(address) = wanted {
-        return TcpListener::bind(address).with_context(|| {
-            format!("can't listen on {address}; choose another --listen, or none for a free port")
-        });
-    }
-    for port in PORT_FIRST..PORT_FIRST + PORTS_MAX {
+fn listen_tcp(wanted: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
+    let listener = match wanted {
+        Some(address) => TcpListener::bind(address).with_context(|| {
+            format!("can't listen on {address}; choose another --listen, or none for the first free port")
+        })?,
+        None => first_free_port(PORT_FIRST)?,
+    };
+    rustix::net::listen(&listener, BACKLOG).context("can't listen")?;
+    listener.set_nonblocking(true).context("can't listen")?;
+    set_options(&listener).context("can't set the options of the TCP socket")?;
+    Ok(listener)
+}
+
+fn first_free_port(first: u16) -> anyhow::Result<TcpListener> {
+    let last = first.saturating_add(PORTS_MAX - 1);
+    for port in first..=last {
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
             Ok(listener) => return Ok(listener),
             Err(error) if error.kind() == ErrorKind::AddrInUse => {}
             Err(error) => return Err(error).context(format!("can't listen on 127.0.0.1:{port}")),
         }
     }
-    bail!("no port from {PORT_FIRST} to {} is free; give one with --listen", PORT_FIRST + PORTS_MAX - 1)
+    bail!("no port from {first} to {last} is free; give one with --listen")
+}
+
+/// Sets what accepted sockets inherit, so that none of it costs a call for each of them.
+fn set_options(listener: &TcpListener) -> Result<(), rustix::io::Errno> {
+    // Answers are sent whole; waiting for more to send would only delay them.
+    sockopt::set_tcp_nodelay(listener, true)?;
+    // A client whose machine is gone gives its place free some day.
+    sockopt::set_socket_keepalive(listener, true)?;
+    sockopt::set_tcp_keepidle(listener, KEEPALIVE_IDLE)?;
+    // Urgent data is data: left out of the stream, it would make the kernel's counters say something else than the stream.
+    sockopt::set_socket_oobinline(listener, true)
 }
 
 /// Where there is no runtime directory of the system, sockets go to one of ours.
-fn make_private_directory(unix_path: &Path) -> anyhow::Result<()> {
-    let directory = private_directory();
-    if unix_path.parent() != Some(&directory) {
-        return Ok(());
-    }
-    match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
+fn make_private_directory(directory: &Path) -> anyhow::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error).context(format!("can't make {}", directory.display())),
     }
-    let meta = std::fs::symlink_metadata(&directory)?;
+    let meta = std::fs::symlink_metadata(directory)
+        .with_context(|| format!("can't look at {}", directory.display()))?;
     let own = rustix::process::geteuid().as_raw();
     if !meta.is_dir() || meta.uid() != own || meta.mode() & 0o077 != 0 {
         bail!(
@@ -120,37 +126,52 @@ fn make_private_directory(unix_path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
-    let length = path.as_os_str().len();
-    if length > UNIX_PATH_BYTES_MAX {
-        bail!(
-            "the socket path {} has {length} bytes, {UNIX_PATH_BYTES_MAX} are possible; choose a shorter --unix",
-            path.display()
-        );
-    }
-    match UnixStream::connect(path) {
-        Ok(_) => bail!(
-            "another front server answers on {}; end it first, or choose another --name or --unix",
-            path.display()
-        ),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => remove_stale(path)?,
-        Err(error) => {
-            return Err(error)
-                .context(format!("can't use {} as the socket; choose another --unix", path.display()));
-        }
-    }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("can't make the socket {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("can't protect the socket {}", path.display()))?;
-    Ok(listener)
-}
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::os::unix::fs::PermissionsExt;
 
-fn remove_stale(path: &Path) -> anyhow::Result<()> {
-    let meta = std::fs::symlink_metadata(path)?;
-    if !meta.file_type().is_socket() || meta.uid() != rustix::process::geteuid().as_raw() {
-        bail!("{} is there already and is no socket of this user; choose another --unix", path.display());
+    use super::*;
+
+    #[test]
+    fn listen_without_an_address_takes_the_first_free_port() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let first = taken.local_addr().expect("its address").port();
+        let Ok(found) = first_free_port(first) else {
+            assert!(first > u16::MAX - PORTS_MAX, "the last ports may all be taken");
+            return;
+        };
+        assert!(found.local_addr().expect("its address").port() > first);
     }
-    std::fs::remove_file(path).with_context(|| format!("can't replace the stale socket {}", path.display()))
+
+    #[test]
+    fn listen_with_a_taken_address_is_refused_by_name() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("its address");
+        let refused = listen_tcp(Some(address)).expect_err("taken");
+        assert!(format!("{refused:#}").contains(&address.to_string()));
+    }
+
+    #[test]
+    fn listen_options_are_inherited_by_accepted_sockets() {
+        let listener = listen_tcp(Some(([127, 0, 0, 1], 0).into())).expect("a port");
+        let client = TcpStream::connect(listener.local_addr().expect("its address")).expect("connected");
+        let (accepted, _) = listener.accept().expect("a client waits");
+        assert_eq!(sockopt::tcp_nodelay(&accepted), Ok(true));
+        assert_eq!(sockopt::socket_keepalive(&accepted), Ok(true));
+        assert_eq!(sockopt::tcp_keepidle(&accepted), Ok(KEEPALIVE_IDLE));
+        assert_eq!(sockopt::socket_oobinline(&accepted), Ok(true));
+        drop(client);
+    }
+
+    #[test]
+    fn listen_directory_of_others_is_refused() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let directory = parent.path().join("kvs-0");
+        make_private_directory(&directory).expect("made");
+        make_private_directory(&directory).expect("there already");
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o750)).expect("mode");
+        let refused = make_private_directory(&directory).expect_err("others may look in");
+        assert!(refused.to_string().contains("0700"));
+    }
 }

@@ -1,72 +1,73 @@
-//! Starts the data server, notices its death, starts the next; ends both in order.
+//! Launches the data server, notices its death, launches the next; ends both in order.
 //!
 //! ```text
-//! launch ─ Start ─► Ready ─► serving ─┬─ its main thread dies ─► fence ─► launch
-//!    ▲                │ Failed, dies   └─ quit ─► Stop ─► Stopped
-//!    └── pause ◄──────┘
+//! launch ─ Start ─► Ready ─► serving ─┬─ dies ─► fence ─► launch
+//!    ▲                │ Failed, dies   └─ quit ─► Stop ─► Stopped, ends
+//!    └──── pause ◄────┘
 //! ```
 //!
 //! Invariants
 //! - A data server is launched only after every thread of the one before is proven dead.
 //! - The segment's descriptor, and with it the lock, is held from the first Ready to the end.
+//! - This thread is the only one that decides; all others tell it what happened, with the generation it happened to.
 
 use std::io::Write as _;
-use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
-use crossbeam_channel::{Receiver, RecvTimeoutError};
-use kvs_core::control::{self, DataMessage, FrontMessage, StartKind};
-use kvs_core::liveness::{LivenessPage, MAIN_SLOT};
-use kvs_core::sys::process::ProcessIdentity;
-use kvs_front::program;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use anyhow::anyhow;
+use crossbeam_channel::Receiver;
+use kvs_core::control::{DataMessage, FrontMessage, StartKind};
+use kvs_core::wire::ErrorCode;
 
+use crate::accept::Accepting;
+use crate::console;
+use crate::data_server::DataServer;
+use crate::front::Front;
 use crate::notify::notify;
-use crate::{Front, accept, console};
+use crate::pace::Pace;
+use crate::refuse;
 
 /// How long the data server has to end in order.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-/// First pause after a data server could not start.
-const PAUSE_MIN: Duration = Duration::from_millis(20);
-/// Longest pause between two attempts.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A data server that lives shorter counts as one that could not stay.
-const LIFE_SHORT: Duration = Duration::from_secs(1);
-/// So many short lives in a row are put down to bad luck.
-const SHORT_LIVES_MAX: u32 = 50;
+/// How long a data server may take to start before that is worth a line in the log.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a data server that could not start has to end by itself, and to be reaped.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the supervisor learns of.
 pub enum Event {
+    /// The data server of this generation says so; not its answers to the operator.
+    Said(u64, DataMessage, Vec<OwnedFd>),
     /// The data server of this generation is dead, or doesn't talk any more.
     Dead(u64),
-    /// The data server of this generation has finished in order.
-    Stopped(u64),
+    /// The data server of this generation has ended and is reaped.
+    Ended(u64, Option<ExitStatus>),
     /// The store shall end.
     Quit,
 }
 
-/// A data server that serves.
-struct Serving {
-    child: Child,
-    liveness: LivenessPage,
-    since: Instant,
-}
-
-/// How a launch ended.
-enum Launched {
-    Ready(Serving, Box<Readiness>),
-    Failed(String),
-}
-
+/// What a data server says of itself when it is ready.
 struct Readiness {
-    process: ProcessIdentity,
+    pid: u32,
     entries: u64,
     start: StartKind,
     took_us: u64,
+}
+
+/// How a start went.
+enum Start {
+    Ready(Readiness),
+    /// It said why it can't serve.
+    Failed(String),
+    /// It died without a word.
+    Died,
+    /// The store shall end meanwhile.
+    Quit,
 }
 
 /// Watches over the data server.
@@ -75,264 +76,268 @@ pub struct Supervisor {
     events: Receiver<Event>,
     generation: u64,
     segment: Option<OwnedFd>,
+    pace: Pace,
 }
 
 impl Supervisor {
     /// Of a store that has no data server yet.
     pub fn new(front: Arc<Front>, events: Receiver<Event>) -> Self {
-        Self { front, events, generation: 0, segment: None }
+        Self { front, events, generation: 0, segment: None, pace: Pace::new(Instant::now()) }
     }
 
     /// Runs the store until it shall end.
     ///
     /// # Errors
     /// Why it could not start.
-    pub fn run(mut self) -> anyhow::Result<()> {
-        let (mut serving, readiness) = match self.launch()? {
-            Launched::Ready(serving, readiness) => (serving, readiness),
-            Launched::Failed(message) => bail!("{message}"),
-        };
-        let accepting = {
-            let front = Arc::clone(&self.front);
-            std::thread::Builder::new().name("accept".into()).spawn(move || accept::run(&front))?
-        };
-        console::start(&self.front)?;
-        self.announce(&readiness);
-        let mut short_lives = 0;
-        let last = loop {
-            match self.events.recv().context("no thread is left")? {
-                Event::Quit => break Some(serving),
-                Event::Stopped(generation) | Event::Dead(generation) if generation != self.generation => {}
-                Event::Stopped(_) | Event::Dead(_) => {
-                    let lived = serving.since.elapsed();
-                    self.bury(serving);
-                    short_lives = if lived < LIFE_SHORT { short_lives + 1 } else { 0 };
-                    let pause = if short_lives > SHORT_LIVES_MAX { PAUSE_MIN * 5 } else { Duration::ZERO };
-                    match self.relaunch(pause)? {
-                        Some(next) => serving = next,
-                        None => break None,
-                    }
-                }
+    pub fn run(mut self, tcp: TcpListener, unix: UnixListener, console: UnixListener) -> anyhow::Result<()> {
+        let server = self.launch()?;
+        let readiness = match self.await_ready(&server) {
+            Start::Ready(readiness) => readiness,
+            Start::Quit => {
+                self.stop(&server);
+                return Ok(());
             }
+            failed => return Err(self.explain(&server, failed)),
         };
+        let accepting = Accepting::start(&self.front, tcp, unix)?;
+        console::start(&self.front, console)?;
+        self.announce(&readiness);
+        let last = self.serve(server, &accepting);
         notify("STOPPING=1");
-        self.front.stopping.store(true, Ordering::Release);
-        if let Some(serving) = last {
-            self.stop(serving);
+        log::info!("ending");
+        self.front.remove_socket_files();
+        accepting.stop();
+        self.dismiss_waiting();
+        if let Some(server) = last {
+            self.stop(&server);
         }
-        // It looks at the flag often enough.
-        let _ = accepting.join();
         Ok(())
     }
 
     /// Tells the world, once, that the store is ready.
     fn announce(&self, readiness: &Readiness) {
-        let Front { options, listening, begun, .. } = &*self.front;
+        let Front { options, tcp_address, unix_path, begun, .. } = &*self.front;
+        let mut output = std::io::stdout().lock();
         // Nobody may be left to read it; the store serves all the same.
         let _ = writeln!(
-            std::io::stdout(),
-            "ready name={} tcp={} unix={} front={} data={} segment={} entries={} start={} took={}_us",
+            output,
+            "ready name={} tcp={tcp_address} unix={} front={} data={} segment={} entries={} start={} took={}_us",
             options.name,
-            listening.tcp_address,
-            listening.unix_path.display(),
+            unix_path.display(),
             std::process::id(),
-            readiness.process,
+            readiness.pid,
             options.name.segment_path().display(),
             readiness.entries,
             readiness.start,
             begun.elapsed().as_micros()
         );
+        let _ = output.flush();
         log::debug!("the data server took {} us of it", readiness.took_us);
         notify("READY=1");
     }
 
-    /// Launches until one serves; None when the store shall end meanwhile.
-    fn relaunch(&mut self, mut pause: Duration) -> anyhow::Result<Option<Serving>> {
+    /// Keeps a data server serving until the store shall end; returns the last one, if one is left.
+    fn serve(&mut self, mut server: DataServer, accepting: &Accepting) -> Option<DataServer> {
         loop {
-            if !pause.is_zero() && self.quits_within(pause) {
-                return Ok(None);
-            }
-            let begun = Instant::now();
-            match self.launch() {
-                Ok(Launched::Ready(serving, readiness)) => {
-                    log::warn!(
-                        "data server {} took over with {} entries, {} us after its launch",
-                        readiness.process,
-                        readiness.entries,
-                        begun.elapsed().as_micros()
-                    );
-                    return Ok(Some(serving));
+            match self.next_event(None) {
+                Some(Event::Quit) | None => return Some(server),
+                Some(Event::Dead(generation)) if generation == server.generation => {
+                    server = match self.replace(&server) {
+                        Ok(next) => next,
+                        Err(starting) => return starting,
+                    };
+                    // Clients came meanwhile.
+                    accepting.wake();
                 }
-                Ok(Launched::Failed(message)) => log::error!("the data server can't start: {message}"),
-                Err(error) => log::error!("{error:#}"),
+                Some(_) => {}
             }
-            pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
-            log::info!("trying again in {} ms", pause.as_millis());
+        }
+    }
+
+    /// Puts another data server in the place of one that died. An error is the one that was just starting when the store
+    /// should end.
+    fn replace(&mut self, dead: &DataServer) -> Result<DataServer, Option<DataServer>> {
+        let noticed = Instant::now();
+        self.front.link.disconnect();
+        dead.fence();
+        log::warn!("data server {} died; launching the next", dead.pid);
+        loop {
+            let pause = self.pace.pause(Instant::now());
+            if !pause.is_zero() {
+                self.end_clients_of(dead);
+                log::info!("launching it in {} ms", pause.as_millis());
+            }
+            if self.quits_within(pause) {
+                return Err(None);
+            }
+            let launched = self.launch();
+            // While the next one is starting.
+            self.end_clients_of(dead);
+            match launched {
+                Ok(next) => match self.await_ready(&next) {
+                    Start::Ready(readiness) => {
+                        self.pace.ready();
+                        log::info!(
+                            "data server {} serves {} entries, {:.1} ms after the death of {}",
+                            next.pid,
+                            readiness.entries,
+                            noticed.elapsed().as_secs_f64() * 1_000.0,
+                            dead.pid
+                        );
+                        return Ok(next);
+                    }
+                    Start::Quit => return Err(Some(next)),
+                    Start::Failed(message) => {
+                        next.fence();
+                        log::error!("data server {} can't serve: {message}", next.pid);
+                    }
+                    Start::Died => {
+                        next.fence();
+                        log::error!("data server {} died before it was ready", next.pid);
+                    }
+                },
+                Err(error) => log::error!("no data server could be launched: {error:#}"),
+            }
+            self.pace.failed();
+        }
+    }
+
+    fn end_clients_of(&self, dead: &DataServer) {
+        self.front.link.settle();
+        match self.front.clients.end_of(dead.generation) {
+            0 => {}
+            count => log::info!(
+                "ended {count} connections of data server {}; their clients connect again",
+                dead.pid
+            ),
+        }
+    }
+
+    fn launch(&mut self) -> anyhow::Result<DataServer> {
+        self.generation += 1;
+        let server = DataServer::launch(&self.front, self.generation, self.segment.as_ref())?;
+        self.front.set_process(server.process());
+        Ok(server)
+    }
+
+    /// Waits until a data server serves or has failed.
+    fn await_ready(&mut self, server: &DataServer) -> Start {
+        loop {
+            match self.next_event(Some(Instant::now() + START_PATIENCE)) {
+                None => {
+                    let seconds = server.launched.elapsed().as_secs();
+                    log::warn!("data server {} is still starting after {seconds} s", server.pid);
+                }
+                Some(Event::Quit) => return Start::Quit,
+                Some(Event::Dead(generation)) if generation == server.generation => return Start::Died,
+                Some(Event::Said(generation, message, descriptors)) if generation == server.generation => {
+                    match message {
+                        DataMessage::Ready { process, entries, start, took_us } => {
+                            let readiness = Readiness { pid: process.pid, entries, start, took_us };
+                            return self.put_to_work(server, descriptors, readiness);
+                        }
+                        DataMessage::Failed { message } => return Start::Failed(message),
+                        _ => {}
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn put_to_work(&mut self, server: &DataServer, descriptors: Vec<OwnedFd>, readiness: Readiness) -> Start {
+        if let Err(error) = server.watch(&self.front) {
+            return Start::Failed(format!("{error:#}"));
+        }
+        if let Some(segment) = descriptors.into_iter().next() {
+            self.segment = Some(segment);
+        }
+        self.front.link.connect(server.generation, Arc::clone(&server.socket));
+        Start::Ready(readiness)
+    }
+
+    /// Why the store can't start, after the data server's end.
+    fn explain(&mut self, server: &DataServer, failed: Start) -> anyhow::Error {
+        let until = Instant::now() + END_PATIENCE;
+        if matches!(failed, Start::Died) {
+            // It closed its socket; perhaps it is not dead yet.
+            server.kill();
+        }
+        let status = loop {
+            match self.next_event(Some(until)) {
+                Some(Event::Ended(generation, status)) if generation == server.generation => break status,
+                Some(_) => {}
+                None => {
+                    server.fence();
+                    break None;
+                }
+            }
+        };
+        match (failed, status) {
+            (Start::Failed(message), _) => anyhow!("{message}"),
+            (_, Some(status)) => {
+                anyhow!("kvs-data ended before it was ready ({status}); what it wrote above says more")
+            }
+            (_, None) => anyhow!("kvs-data ended before it was ready; what it wrote above says more"),
+        }
+    }
+
+    /// Tells the clients whom no data server got why they aren't served.
+    fn dismiss_waiting(&self) {
+        for (_, client) in self.front.clients.take_waiting(usize::MAX, 0) {
+            refuse::tell(
+                &client.socket,
+                ErrorCode::ShuttingDown,
+                "the server is ending; connect again later",
+            );
+        }
+    }
+
+    /// Ends the data server in order, or not in order when that takes too long.
+    fn stop(&mut self, server: &DataServer) {
+        let until = Instant::now() + STOP_PATIENCE;
+        if let Err(error) = server.tell(&FrontMessage::Stop) {
+            log::debug!("can't tell data server {} to stop: {error}", server.pid);
+        }
+        let mut finished = false;
+        loop {
+            match self.next_event(Some(until)) {
+                Some(Event::Said(_, DataMessage::Stopped, _)) => finished = true,
+                Some(Event::Ended(generation, status)) if generation == server.generation => {
+                    if !finished {
+                        let status = status.map_or_else(String::new, |status| format!(" ({status})"));
+                        log::warn!("data server {} ended{status} before it had finished", server.pid);
+                    }
+                    return;
+                }
+                Some(_) => {}
+                None => {
+                    log::error!(
+                        "data server {} doesn't end within {STOP_PATIENCE:?}; killing it",
+                        server.pid
+                    );
+                    return server.fence();
+                }
+            }
+        }
+    }
+
+    /// The next event; None when there is none until then.
+    fn next_event(&self, until: Option<Instant>) -> Option<Event> {
+        match until {
+            // The front itself holds a sender: there is always another event to wait for.
+            None => self.events.recv().ok(),
+            Some(until) => self.events.recv_deadline(until).ok(),
         }
     }
 
     fn quits_within(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
-        loop {
-            match self.events.recv_deadline(until) {
-                Ok(Event::Quit) | Err(RecvTimeoutError::Disconnected) => return true,
-                Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => return false,
+        while let Some(event) = self.next_event(Some(until)) {
+            if matches!(event, Event::Quit) {
+                return true;
             }
         }
-    }
-
-    /// Starts a data server and waits until it serves or has failed.
-    fn launch(&mut self) -> anyhow::Result<Launched> {
-        let path = program::find("kvs-data")?;
-        let (own, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .context("can't make a socket to the data server")?;
-        let liveness = LivenessPage::create().context("can't make the liveness page")?;
-        let child = spawn(&path, &self.front, theirs)?;
-        self.generation += 1;
-        let serving = Serving { child, liveness, since: Instant::now() };
-        if let Err(error) = self.tell_start(&own, &serving.liveness) {
-            fence(serving);
-            return Ok(Launched::Failed(format!("it could not be told to start: {error:#}")));
-        }
-        match control::receive::<DataMessage>(own.as_fd()) {
-            Ok(Some((DataMessage::Ready { process, entries, start, took_us }, descriptors))) => {
-                if let Some(segment) = descriptors.into_iter().next() {
-                    self.segment = Some(segment);
-                }
-                self.watch(Arc::new(own), &serving)?;
-                Ok(Launched::Ready(serving, Box::new(Readiness { process, entries, start, took_us })))
-            }
-            Ok(Some((DataMessage::Failed { message }, _))) => {
-                fence(serving);
-                Ok(Launched::Failed(message))
-            }
-            other => {
-                let reason =
-                    other.map_or_else(|error| error.to_string(), |_| "it died before it was ready".into());
-                fence(serving);
-                Ok(Launched::Failed(format!("{reason}; its log on standard error may say more")))
-            }
-        }
-    }
-
-    fn tell_start(&self, socket: &OwnedFd, liveness: &LivenessPage) -> anyhow::Result<()> {
-        let start = FrontMessage::Start {
-            front: ProcessIdentity::current()?,
-            tcp_address: self.front.listening.tcp_address.to_string(),
-            unix_path: self.front.listening.unix_path.display().to_string(),
-            relaunched: self.segment.is_some(),
-        };
-        let mut descriptors = vec![liveness.as_fd()];
-        descriptors.extend(self.segment.as_ref().map(AsFd::as_fd));
-        Ok(control::send(socket.as_fd(), &start, &descriptors)?)
-    }
-
-    /// Listens to the data server, and for its death.
-    fn watch(&self, socket: Arc<OwnedFd>, serving: &Serving) -> anyhow::Result<()> {
-        let generation = self.generation;
-        self.front.link.connect(Arc::clone(&socket));
-        self.front.link.hand_over_waiting(&self.front.clients);
-        let front = Arc::clone(&self.front);
-        std::thread::Builder::new()
-            .name("listen-data".into())
-            .spawn(move || listen(&front, &socket, generation))?;
-        let (page, events) = (serving.liveness.clone(), self.front.events.clone());
-        std::thread::Builder::new().name("watch-data".into()).spawn(move || {
-            if let Err(error) = page.await_death(MAIN_SLOT) {
-                log::error!("can't watch the data server: {error}");
-            }
-            // The supervisor may have ended.
-            let _ = events.send(Event::Dead(generation));
-        })?;
-        Ok(())
-    }
-
-    /// After a data server's death: makes sure of it, and ends the connections it had.
-    fn bury(&self, serving: Serving) {
-        log::error!("data server {} died; starting the next", serving.child.id());
-        self.front.link.disconnect();
-        fence(serving);
-        self.front.clients.end_adopted();
-    }
-
-    /// Ends the data server in order, or not in order when that takes too long.
-    fn stop(&self, serving: Serving) {
-        let until = Instant::now() + STOP_PATIENCE;
-        if self.front.link.send(&FrontMessage::Stop) {
-            loop {
-                match self.events.recv_deadline(until) {
-                    Ok(Event::Stopped(generation) | Event::Dead(generation))
-                        if generation == self.generation =>
-                    {
-                        break;
-                    }
-                    Ok(_) => {}
-                    Err(_) => {
-                        log::error!("the data server does not end; killing it");
-                        break;
-                    }
-                }
-            }
-        }
-        let mut serving = serving;
-        while Instant::now() < until {
-            match serving.child.try_wait() {
-                Ok(None) => std::thread::sleep(Duration::from_millis(1)),
-                _ => return,
-            }
-        }
-        fence(serving);
-    }
-}
-
-/// Takes what the data server says until it says no more.
-fn listen(front: &Front, socket: &OwnedFd, generation: u64) {
-    loop {
-        match control::receive::<DataMessage>(socket.as_fd()) {
-            Ok(Some((DataMessage::Closed { connections }, _))) => front.clients.remove(&connections),
-            Ok(Some((DataMessage::Stopped, _))) => {
-                let _ = front.events.send(Event::Stopped(generation));
-            }
-            Ok(Some((message, _))) => front.link.answer(message),
-            Ok(None) => break,
-            Err(error) => {
-                log::error!("{error}");
-                break;
-            }
-        }
-    }
-    // The supervisor may have ended.
-    let _ = front.events.send(Event::Dead(generation));
-}
-
-fn spawn(path: &std::path::Path, front: &Front, socket: OwnedFd) -> anyhow::Result<Child> {
-    use std::os::unix::process::CommandExt;
-    Command::new(path)
-        .arg("--controlled")
-        .args(front.options.to_arguments())
-        .stdin(Stdio::from(socket))
-        .stdout(Stdio::null())
-        // A Ctrl-C on the terminal is the front server's to obey.
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("can't start {}", path.display()))
-}
-
-/// Kills the data server and returns when each of its threads is proven dead. Reaping it takes longer, as the kernel
-/// first lets its memory go, and is left to a thread of its own.
-fn fence(serving: Serving) {
-    let Serving { mut child, liveness, .. } = serving;
-    if let Err(error) = child.kill() {
-        log::debug!("killing the data server: {error}");
-    }
-    if let Err(error) = liveness.await_all_dead() {
-        log::error!("can't prove by its locks that the data server is dead: {error}; waiting for its end");
-        let _ = child.wait();
-    }
-    let reaper = std::thread::Builder::new().name("reap-data".into());
-    if let Err(error) = reaper.spawn(move || child.wait()) {
-        log::warn!("can't start a thread to reap the data server: {error}");
+        false
     }
 }

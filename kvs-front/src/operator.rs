@@ -1,0 +1,308 @@
+//! What the operator's commands do, and how the answers look.
+//!
+//! Names of clients come from clients: nothing in them may move the operator's cursor.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kvs_core::control::{ClientInfo, StatisticOwned};
+use kvs_core::instance::ByteSize;
+
+use crate::clients::Number;
+use crate::front::Front;
+
+const HELP: &str = "\
+status          where the store listens, who serves it, how full it is
+stats [--json]  all counters
+clients         who is connected
+help            this
+quit            ends both servers in order; the segment stays for an instant restart
+";
+
+const SILENT: &str = "the data server does not answer; it may be starting, try again in a moment\n";
+
+/// Words that other programs use for a command of this one.
+const OTHER_WORDS: [(&str, &str); 9] = [
+    ("exit", "quit"),
+    ("stop", "quit"),
+    ("shutdown", "quit"),
+    ("end", "quit"),
+    ("q", "quit"),
+    ("info", "status"),
+    ("stat", "stats"),
+    ("list", "clients"),
+    ("?", "help"),
+];
+
+/// The answer to a command.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether the command was done.
+    pub done: bool,
+    /// What the operator is told.
+    pub text: String,
+    /// Whether the store is to end, once the operator was told.
+    pub quits: bool,
+}
+
+/// Does what a line says.
+pub fn obey(front: &Front, line: &str) -> Answer {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let text = match words[..] {
+        [] => Ok(String::new()),
+        ["help"] => Ok(HELP.to_owned()),
+        ["status"] => Ok(status(front)),
+        ["stats"] => statistics(front).map(|all| table(&all)),
+        ["stats", "--json"] => statistics(front).map(|all| json(&all)),
+        ["clients"] => clients(front),
+        ["quit"] => Ok("ending\n".to_owned()),
+        _ => Err(unknown(line, &words)),
+    };
+    let quits = words == ["quit"];
+    match text {
+        Ok(text) => Answer { done: true, text, quits },
+        Err(text) => Answer { done: false, text, quits },
+    }
+}
+
+fn unknown(line: &str, words: &[&str]) -> String {
+    let first = words.first().copied().unwrap_or_default().to_lowercase();
+    let commands = ["status", "stats", "clients", "help", "quit"];
+    let meant = commands
+        .into_iter()
+        .find(|command| *command == first)
+        .or_else(|| OTHER_WORDS.into_iter().find(|(other, _)| *other == first).map(|(_, meant)| meant))
+        .or_else(|| commands.into_iter().find(|command| command.starts_with(&first)));
+    match meant {
+        Some(meant) => format!("{line:?} is no command; did you mean `{meant}`? `help` lists all\n"),
+        None => format!("{line:?} is no command; `help` lists all\n"),
+    }
+}
+
+/// The counters of both servers.
+fn statistics(front: &Front) -> Result<Vec<(String, StatisticOwned)>, String> {
+    let mut all = front.link.statistics().ok_or_else(|| SILENT.to_owned())?;
+    let count = front.clients.count();
+    let own = [
+        ("connections_max", u64::from(front.limit.most)),
+        ("connections_waiting", count.waiting as u64),
+        ("connections_accepted", count.ever),
+        ("connections_refused", front.refused.load(Ordering::Relaxed)),
+    ];
+    all.extend(own.map(|(name, value)| (name.to_owned(), StatisticOwned::Number(value))));
+    Ok(all)
+}
+
+/// Aligned lines of a name and what belongs to it.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, name: &str, value: impl std::fmt::Display) {
+        // Writing to a String can't fail.
+        let _ = writeln!(self.0, "{name:<14}{value}");
+    }
+}
+
+fn status(front: &Front) -> String {
+    let mut page = Page::default();
+    let count = front.clients.count();
+    page.line("kvs", &front.options.name);
+    page.line("tcp", front.tcp_address);
+    page.line("unix", front.unix_path.display());
+    page.line("segment", front.options.name.segment_path().display());
+    page.line(
+        "front server",
+        format_args!("pid {}, up {}", std::process::id(), for_people(front.begun.elapsed())),
+    );
+    let data = front.link.statistics();
+    match &data {
+        Some(all) => page.line("data server", data_server(&Numbers(all))),
+        None => page.line("data server", "not serving; the next one is starting"),
+    }
+    let refused = front.refused.load(Ordering::Relaxed);
+    page.line(
+        "connections",
+        format_args!(
+            "{} of {}, {} waiting; {} accepted, {} refused since the start",
+            grouped(count.all as u64),
+            grouped(front.limit.most.into()),
+            grouped(count.waiting as u64),
+            grouped(count.ever),
+            grouped(refused)
+        ),
+    );
+    if let Some(all) = &data {
+        contents(&mut page, &Numbers(all));
+    }
+    page.0
+}
+
+/// The numbers among the counters, by name.
+struct Numbers<'a>(&'a [(String, StatisticOwned)]);
+
+impl Numbers<'_> {
+    fn get(&self, name: &str) -> u64 {
+        let found = self.0.iter().find(|(known, _)| known == name);
+        match found {
+            Some((_, StatisticOwned::Number(number))) => *number,
+            _ => 0,
+        }
+    }
+}
+
+fn data_server(numbers: &Numbers<'_>) -> String {
+    let restarts = match numbers.get("data_restarts") {
+        0 => String::new(),
+        1 => ", relaunched once".to_owned(),
+        count => format!(", relaunched {} times", grouped(count)),
+    };
+    let up = for_people(Duration::from_secs(numbers.get("uptime_seconds")));
+    format!("pid {}, up {up}, {} workers{restarts}", numbers.get("data_pid"), numbers.get("workers"))
+}
+
+fn contents(page: &mut Page, numbers: &Numbers<'_>) {
+    let size = |name| ByteSize(numbers.get(name)).rounded();
+    page.line(
+        "entries",
+        format_args!("{}, {} of keys and values", grouped(numbers.get("entries")), size("content_bytes")),
+    );
+    let percent = numbers.get("segment_bytes") as f64 * 100.0 / (numbers.get("capacity_bytes").max(1)) as f64;
+    page.line(
+        "memory",
+        format_args!("{} of {} taken ({percent:.0}%)", size("segment_bytes"), size("capacity_bytes")),
+    );
+    let request = |name: &str| format!("{name} {}", grouped(numbers.get(&format!("requests_{name}"))));
+    page.line("requests", ["get", "set", "delete", "increment", "list"].map(request).join(", "));
+}
+
+/// A number with its digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.char_indices() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A duration in its two largest units.
+fn for_people(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, seconds) => format!("{seconds} s"),
+        (0, 0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (0, hours, minutes, _) => format!("{hours} h {minutes} min"),
+        (days, hours, ..) => format!("{days} d {hours} h"),
+    }
+}
+
+fn table(all: &[(String, StatisticOwned)]) -> String {
+    let width = all.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let show = |value: &StatisticOwned| match value {
+        StatisticOwned::Number(number) => number.to_string(),
+        StatisticOwned::Text(text) => text.clone(),
+        StatisticOwned::Absent => "-".to_owned(),
+    };
+    all.iter().map(|(name, value)| format!("{name:<width$}  {}\n", show(value))).collect()
+}
+
+fn json(all: &[(String, StatisticOwned)]) -> String {
+    let value = |value: &StatisticOwned| match value {
+        StatisticOwned::Number(number) => (*number).into(),
+        StatisticOwned::Text(text) => text.clone().into(),
+        StatisticOwned::Absent => serde_json::Value::Null,
+    };
+    let object: serde_json::Map<String, serde_json::Value> =
+        all.iter().map(|(name, found)| (name.clone(), value(found))).collect();
+    format!("{}\n", serde_json::Value::Object(object))
+}
+
+fn clients(front: &Front) -> Result<String, String> {
+    let all = front.link.clients().ok_or_else(|| SILENT.to_owned())?;
+    Ok(client_table(&all, &front.clients.addresses()))
+}
+
+fn client_table(all: &[ClientInfo], addresses: &HashMap<Number, SocketAddr>) -> String {
+    let mut text = format!(
+        "{:>16}  {:<4}  {:<21}  {:>7}  {:>10}  {:>10}  NAME\n",
+        "CONNECTION", "VIA", "FROM", "PID", "RECEIVED", "SENT"
+    );
+    for client in all {
+        let name: String =
+            client.name.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
+        let from = addresses.get(&client.connection).map_or_else(|| "-".to_owned(), SocketAddr::to_string);
+        let (received, sent) = (ByteSize(client.received).rounded(), ByteSize(client.sent).rounded());
+        // Writing to a String can't fail.
+        let _ = writeln!(
+            text,
+            "{:>16}  {:<4}  {from:<21}  {:>7}  {received:>10}  {sent:>10}  {name}",
+            client.connection,
+            client.transport.to_string(),
+            client.pid
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use kvs_core::control::Transport;
+
+    use super::*;
+
+    #[test]
+    fn operator_words_of_other_programs_are_understood_as_questions() {
+        assert!(unknown("exit", &["exit"]).contains("did you mean `quit`?"));
+        assert!(unknown("STATUS", &["STATUS"]).contains("did you mean `status`?"));
+        assert!(unknown("stats --yaml", &["stats", "--yaml"]).contains("did you mean `stats`?"));
+        assert!(unknown("cli", &["cli"]).contains("did you mean `clients`?"));
+        assert_eq!(unknown("make tea", &["make", "tea"]), "\"make tea\" is no command; `help` lists all\n");
+        assert!(!unknown("\x1b[2J", &["\x1b[2J"]).contains('\x1b'));
+    }
+
+    #[test]
+    fn operator_numbers_and_durations_are_for_people() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        let shown = [7, 61, 3_600, 90_000].map(|seconds| for_people(Duration::from_secs(seconds)));
+        assert_eq!(shown, ["7 s", "1 min 1 s", "1 h 0 min", "1 d 1 h"]);
+    }
+
+    #[test]
+    fn operator_sees_what_clients_are_called_but_not_what_it_does_to_a_terminal() {
+        let client = ClientInfo {
+            connection: 7,
+            transport: Transport::Tcp,
+            name: "bad\x1b[2J\nname".to_owned(),
+            pid: 4711,
+            received: 2048,
+            sent: 0,
+        };
+        let addresses = HashMap::from([(7, SocketAddr::from(([127, 0, 0, 1], 5555)))]);
+        let table = client_table(&[client], &addresses);
+        let row = table.lines().nth(1).expect("a row");
+        for part in ["7", "tcp", "127.0.0.1:5555", "4711", "2.00 KiB", "bad?[2J?name"] {
+            assert!(row.contains(part), "{part:?} in {row:?}");
+        }
+        assert_eq!(table.lines().count(), 2);
+    }
+
+    #[test]
+    fn operator_counters_are_aligned_for_people_and_json_for_programs() {
+        let all = [
+            ("entries".to_owned(), StatisticOwned::Number(7)),
+            ("standby_pid".to_owned(), StatisticOwned::Absent),
+            ("name".to_owned(), StatisticOwned::Text("a \"b\"".to_owned())),
+        ];
+        assert_eq!(table(&all), "entries      7\nstandby_pid  -\nname         a \"b\"\n");
+        let value: serde_json::Value = serde_json::from_str(&json(&all)).expect("JSON");
+        assert_eq!(value["standby_pid"], serde_json::Value::Null);
+        assert_eq!((&value["entries"], &value["name"]), (&7.into(), &"a \"b\"".into()));
+    }
+}

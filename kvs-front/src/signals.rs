@@ -1,0 +1,60 @@
+//! SIGINT and SIGTERM end the store in order, and a second one at once. SIGHUP, the end of the terminal, does the first
+//! too, unless this process was started to ignore it (`nohup`).
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::front::Front;
+use crate::supervise::Event;
+
+/// Starts the thread that waits for signals.
+///
+/// # Errors
+/// When none can be waited for.
+pub fn watch(front: &Arc<Front>) -> anyhow::Result<()> {
+    let mut wanted = vec![SIGINT, SIGTERM];
+    if !is_ignored(SIGHUP) {
+        wanted.push(SIGHUP);
+    }
+    let mut signals = Signals::new(wanted).context("can't wait for signals")?;
+    let front = Arc::clone(front);
+    let thread = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut ending = false;
+        for signal in signals.forever() {
+            if ending && signal != SIGHUP {
+                front.end_at_once(128 + signal);
+            }
+            ending = true;
+            // The supervisor listens for as long as the process runs.
+            let _ = front.events.send(Event::Quit);
+        }
+    });
+    thread.map(|_| ()).context("can't start a thread to wait for signals")
+}
+
+/// Whether this process was told to ignore `signal`; no when that can't be known.
+fn is_ignored(signal: i32) -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, signal))
+}
+
+fn ignores(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_ignored_from_the_start_are_known() {
+        let status = "Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\tffffffffffffffff\n";
+        assert!(ignores(status, SIGHUP));
+        assert!(!ignores(status, SIGINT));
+        assert!(!ignores("", SIGHUP));
+    }
+}
