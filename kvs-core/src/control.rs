@@ -258,12 +258,29 @@ pub fn send<M: Message>(
     message: &M,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<(), ControlError> {
+    send_or(socket, message, descriptors, Wait::Yes)
+}
+
+/// Sends `message` if there is room for it just now: for a thread that waits for nobody.
+///
+/// # Errors
+/// [`ControlError`], [`PassingError::WouldBlock`] when there is no room; nothing was sent then.
+pub fn try_send<M: Message>(socket: BorrowedFd<'_>, message: &M) -> Result<(), ControlError> {
+    send_or(socket, message, &[], Wait::No)
+}
+
+fn send_or<M: Message>(
+    socket: BorrowedFd<'_>,
+    message: &M,
+    descriptors: &[BorrowedFd<'_>],
+    wait: Wait,
+) -> Result<(), ControlError> {
     check_descriptors(message, descriptors.len())?;
     let bytes = postcard::to_stdvec(message).map_err(|_| ControlError::Unknown)?;
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(ControlError::TooLong(bytes.len()));
     }
-    Ok(fd_passing::send(socket, &bytes, descriptors, Wait::Yes)?)
+    Ok(fd_passing::send(socket, &bytes, descriptors, wait)?)
 }
 
 /// Receives the next message with its descriptors; None at the end: the other server has ended or died.

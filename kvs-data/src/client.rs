@@ -14,6 +14,8 @@ use rustix::net::{
 
 /// Rounds of executing and sending before other clients get their turn.
 const ROUNDS_MAX: usize = 32;
+/// Bytes sent to a client before other clients get their turn.
+const TURN_BYTES_MAX: usize = 1 << 20;
 
 /// What is to become of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub struct Client<'s> {
     ending: bool,
     /// What it is waited for.
     interest: EventFlags,
+    /// It was served since somebody last looked.
+    busy: bool,
     /// When it is closed at the latest.
     pub linger_until: Option<Instant>,
 }
@@ -44,7 +48,7 @@ impl<'s> Client<'s> {
     /// A client that was just adopted; it is waited for to speak.
     pub fn new(socket: OwnedFd, connection: Connection<'s>) -> Self {
         let interest = EventFlags::IN;
-        Self { socket, connection, at_end: false, ending: false, interest, linger_until: None }
+        Self { socket, connection, at_end: false, ending: false, interest, busy: true, linger_until: None }
     }
 
     /// The connection.
@@ -65,23 +69,33 @@ impl<'s> Client<'s> {
         if !self.connection.has_output() && !self.at_end && !self.take_input(context)? {
             return Ok(Fate::Ends);
         }
-        // Out of rounds with something left to do counts as blocked: the socket is waited for to take output, which it
-        // is at once when it can.
+        self.busy = true;
+        // Its turn being over with something left to do counts as blocked: the socket is waited for to take output,
+        // which it is at once when it can.
         let mut blocked = true;
+        let mut budget = TURN_BYTES_MAX;
         for _ in 0..ROUNDS_MAX {
             let progress = self.connection.execute(context)?;
-            match self.flush(context)? {
-                Flushed::All if progress == Progress::NeedsInput => {
-                    blocked = false;
+            match self.flush(context, &mut budget)? {
+                Flushed::All if progress == Progress::NeedsOutput => {}
+                Flushed::All => {
+                    blocked = progress == Progress::GivesWay;
                     break;
                 }
-                Flushed::All => {}
                 Flushed::Some => break,
                 Flushed::Broken => return Ok(Fate::Ends),
             }
         }
         self.connection.rest(context)?;
         Ok(self.fate(blocked))
+    }
+
+    /// Gives its buffers back if it was silent since this was called last.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn cool(&mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
+        if std::mem::take(&mut self.busy) { Ok(()) } else { self.connection.give_back_rings(context) }
     }
 
     fn fate(&mut self, blocked: bool) -> Fate {
@@ -120,7 +134,10 @@ impl<'s> Client<'s> {
             return Ok(true);
         }
         match receive(self.socket.as_fd(), first, second) {
-            Ok(0) => self.at_end = true,
+            Ok(0) => {
+                self.at_end = true;
+                self.connection.input_ended();
+            }
             Ok(count) => self.connection.received(count as u64),
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => return Ok(false),
@@ -128,8 +145,11 @@ impl<'s> Client<'s> {
         Ok(true)
     }
 
-    fn flush(&mut self, context: &mut Context<'s>) -> Result<Flushed, Fatal> {
+    fn flush(&mut self, context: &mut Context<'s>, budget: &mut usize) -> Result<Flushed, Fatal> {
         while self.connection.has_output() {
+            if *budget == 0 {
+                return Ok(Flushed::Some);
+            }
             let pending = self.connection.pending(context)?;
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             let sent = if pending[1].is_empty() {
@@ -138,7 +158,10 @@ impl<'s> Client<'s> {
                 sendmsg(&self.socket, &pending, &mut SendAncillaryBuffer::default(), flags)
             };
             match sent {
-                Ok(count) => self.connection.sent(context, count as u64)?,
+                Ok(count) => {
+                    self.connection.sent(context, count as u64)?;
+                    *budget = budget.saturating_sub(count);
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(Flushed::Some),
                 Err(_) => return Ok(Flushed::Broken),

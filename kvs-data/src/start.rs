@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::{Context as _, bail};
 use kvs_core::connection::slot;
 use kvs_core::control::StartKind;
-use kvs_core::instance::ByteSize;
+use kvs_core::instance::{ByteSize, InstanceName};
 use kvs_core::segment::layout::{ConnectionSlot, WorkerSlot};
 use kvs_core::segment::{Segment, store_text};
 use kvs_core::sys::process::ProcessIdentity;
@@ -53,7 +53,7 @@ pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<(Segment, Tab
     if created {
         segment.claim_worker(options.worker_count() as u64)?;
     } else {
-        recover(&segment, &table)?;
+        recover(&segment, &table, &options.name)?;
         let capacity = segment.regions().capacity_bytes;
         if capacity != options.capacity.0 {
             log::warn!(
@@ -66,7 +66,7 @@ pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<(Segment, Tab
     Ok((segment, table, if created { StartKind::New } else { StartKind::Attached }))
 }
 
-fn recover(segment: &Segment, table: &Table) -> anyhow::Result<()> {
+fn recover(segment: &Segment, table: &Table, name: &InstanceName) -> anyhow::Result<()> {
     let header = segment.header()?;
     let memory = segment.memory();
     let slots = (0..header.worker_slots_reserved.load())
@@ -78,27 +78,26 @@ fn recover(segment: &Segment, table: &Table) -> anyhow::Result<()> {
             Recovered::Completed(words) => log::info!("worker {index}: completed a change of {words} words"),
             Recovered::Damaged => bail!(
                 "the log of worker slot {index} contradicts itself, so the segment can't be trusted; `kvs-tools check \
-                 --name {}` tells more, `kvs-tools purge` gives it up",
-                segment_name(segment)
+                 --name {name}` tells more, `kvs-tools purge --name {name}` gives it up"
             ),
         }
     }
     segment.initialize_locks()?;
-    for slot in &slots {
-        table.collect_garbage(slot).context("can't free what was replaced before")?;
+    for (index, slot) in slots.iter().enumerate() {
+        match table.collect_garbage(slot) {
+            Ok(()) => {}
+            Err(error @ TransactionError::Damaged(_)) => {
+                log::error!("replaced values of worker {index}: {error}; their blocks are not used again");
+                memory.store(&slot.garbage, 0);
+            }
+            Err(error) => return Err(error).context("can't free what was replaced before"),
+        }
     }
     // The first slot always exists; nobody else works yet.
     match slots.first() {
         Some(slot) => end_connections(segment, slot),
         None => Ok(()),
     }
-}
-
-fn segment_name(segment: &Segment) -> String {
-    let path =
-        segment.header().map(|header| kvs_core::segment::text_of(&header.unix_path)).unwrap_or_default();
-    let stem = std::path::Path::new(&path).file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    stem.unwrap_or_else(|| "NAME".into())
 }
 
 /// Ends the connections that the dead data server had.

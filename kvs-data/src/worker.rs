@@ -10,9 +10,10 @@ use crossbeam_channel::{Receiver, Sender};
 use kvs_core::connection::context::Context;
 use kvs_core::connection::slot::SlotIndex;
 use kvs_core::connection::{Connection, Fatal};
-use kvs_core::control::{self, Adopted, CLOSED_MAX, ClientInfo, DataMessage};
+use kvs_core::control::{self, Adopted, CLOSED_MAX, ClientInfo, ControlError, DataMessage};
 use kvs_core::liveness::FIRST_WORKER_SLOT;
 use kvs_core::segment::layout::WorkerSlot;
+use kvs_core::sys::fd_passing::PassingError;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
@@ -31,7 +32,10 @@ const RINGS_SHARE: u64 = 64;
 /// Most rings one worker keeps for silent clients.
 const RINGS_MAX: u64 = 512;
 const RING_BYTES: u64 = 32 << 10;
-
+/// Clients looked at in one round for buffers that nobody uses, while too many are held.
+const COOLED_MAX: usize = 64;
+/// Pause before the front server is told again what it had no room for.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Pause between two looks whether a replaced value is still being sent.
 const GARBAGE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -108,7 +112,10 @@ struct Worker<'s> {
     clients: Vec<Option<Client<'s>>>,
     free: Vec<usize>,
     lingering: Vec<usize>,
+    /// Closed, and the front server doesn't know yet.
     closed: Vec<u64>,
+    /// The place that is looked at next for buffers nobody uses.
+    hand: usize,
     stop_at: Option<Instant>,
 }
 
@@ -133,6 +140,7 @@ impl<'s> Worker<'s> {
             free: Vec::new(),
             lingering: Vec::new(),
             closed: Vec::new(),
+            hand: 0,
             stop_at: None,
         }
     }
@@ -165,14 +173,32 @@ impl<'s> Worker<'s> {
             // Values that were replaced while they were sent.
             self.shared.table.collect_garbage(self.slot)?;
             self.end_lingering()?;
+            self.cool()?;
             self.tell_closed();
         }
     }
 
+    /// While too many rings are held, takes those of clients that were silent since the hand came by last: thousands
+    /// of idle clients cost no buffers, and the busy ones keep theirs.
+    fn cool(&mut self) -> Result<(), Fatal> {
+        for _ in 0..COOLED_MAX.min(self.clients.len()) {
+            if !self.context.holds_many_rings() {
+                break;
+            }
+            self.hand = (self.hand + 1) % self.clients.len();
+            if let Some(client) = &mut self.clients[self.hand] {
+                client.cool(&mut self.context)?;
+            }
+        }
+        Ok(())
+    }
+
     fn timeout(&self) -> Option<rustix::event::Timespec> {
         let lingering = self.lingering.iter().filter_map(|&place| self.clients[place].as_ref()?.linger_until);
-        let garbage = (self.slot.garbage.load() != 0).then(|| Instant::now() + GARBAGE_PAUSE);
-        let next = lingering.chain(self.stop_at).chain(garbage).min()?;
+        let garbage = (self.slot.garbage.load() != 0).then_some(GARBAGE_PAUSE);
+        let untold = (!self.closed.is_empty()).then_some(RETRY_PAUSE);
+        let retries = garbage.into_iter().chain(untold).map(|pause| Instant::now() + pause);
+        let next = lingering.chain(self.stop_at).chain(retries).min()?;
         let pause = next.saturating_duration_since(Instant::now());
         Some(rustix::event::Timespec {
             tv_sec: pause.as_secs().try_into().unwrap_or(0),
@@ -282,16 +308,17 @@ impl<'s> Worker<'s> {
         over.into_iter().try_for_each(|place| self.close(place))
     }
 
-    /// Tells the front server to let its duplicates go.
+    /// Tells the front server to let its duplicates go. When it is too busy to hear it, it is told later: clients don't
+    /// wait for it.
     fn tell_closed(&mut self) {
         while !self.closed.is_empty() {
-            let rest = self.closed.split_off(self.closed.len().min(CLOSED_MAX));
-            let connections = std::mem::replace(&mut self.closed, rest);
-            if let Err(error) =
-                control::send(self.shared.control.as_fd(), &DataMessage::Closed { connections }, &[])
-            {
+            let from = self.closed.len().saturating_sub(CLOSED_MAX);
+            let told = DataMessage::Closed { connections: self.closed[from..].to_vec() };
+            match control::try_send(self.shared.control.as_fd(), &told) {
+                Ok(()) => self.closed.truncate(from),
+                Err(ControlError::Passing(PassingError::WouldBlock)) => return,
                 // It is gone, and its duplicates with it.
-                log::debug!("can't tell the front server: {error}");
+                Err(_) => self.closed.clear(),
             }
         }
     }
