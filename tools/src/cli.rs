@@ -10,8 +10,10 @@ use kvs_core::instance::InstanceName;
 const ABOUT: &str = "\
 The command-line tool of kvs: everything an operator or a script needs
 
-Talks to the instance named `kvs` on this machine unless --name, --server or --unix say otherwise. Keys and values are any
-bytes. Exit status: 0 done, 1 failed, 2 the answer is no (no such key, exists already), 64 wrong usage.";
+Talks to the instance named `kvs` on this machine unless --name, --server or --unix say otherwise. \
+Keys and values are any bytes.
+
+Exit status: 0 done, 1 failed, 2 the answer is no (no such key, exists already), 64 wrong usage.";
 
 const EXAMPLES: &str = "\
 Examples:
