@@ -9,10 +9,13 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use kvs_client::Client;
 use kvs_harness::random::Random;
 use kvs_harness::store::{Launch, Place, Store};
+use kvs_harness::wait::SOON;
 use serde_json::{Value, json};
 
 type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -145,6 +148,36 @@ fn transfer_of_largest_values_fits() {
     let imported = import(to.place(), &exported.stdout);
     assert!(imported.status.success(), "{imported:?}");
     assert!(contents(&to) == entries);
+}
+
+#[test]
+fn export_while_keys_come_and_go_has_each_one_that_stays_once() {
+    const STAYING: usize = 5_000;
+    let store = Store::start();
+    fill(&store, &(0..STAYING).map(|index| (format!("stays:{index}").into(), b"1".to_vec())).collect());
+    let ended = &AtomicBool::new(false);
+    let exported = std::thread::scope(|scope| {
+        let (mut churner, until) = (client(&store), Instant::now() + SOON);
+        let goes_on = move || !ended.load(Ordering::Relaxed) && Instant::now() < until;
+        scope.spawn(move || {
+            for index in (0..1_000).cycle().take_while(|_| goes_on()) {
+                churner.set(format!("goes:{index}"), "2").expect("stored");
+                churner.delete(format!("goes:{}", (index + 500) % 1_000)).expect("deleted");
+            }
+        });
+        let exported: Vec<Output> = (0..5).map(|_| store.place().tools(&["export", "-"])).collect();
+        ended.store(true, Ordering::Relaxed);
+        exported
+    });
+    for output in exported {
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).expect("an export is text");
+        let mut staying: Vec<&str> = text.lines().filter(|line| line.contains("stays:")).collect();
+        assert_eq!(staying.len(), STAYING);
+        staying.sort_unstable();
+        staying.dedup();
+        assert_eq!(staying.len(), STAYING);
+    }
 }
 
 #[test]

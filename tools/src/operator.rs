@@ -77,7 +77,7 @@ impl Operator {
     /// Ends the instance and waits until its front server, which is the last to go, is gone. Returns its process id, when it is
     /// known.
     pub fn quit(mut self) -> anyhow::Result<Option<u64>> {
-        let pid = self.front_pid();
+        let pid = self.front_pid()?;
         // Taken while the process still serves, so that it can't be another one with the same number.
         let process = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         let process = process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
@@ -90,10 +90,10 @@ impl Operator {
     }
 
     /// Process id of the front server; None while the data server is not there to tell.
-    fn front_pid(&mut self) -> Option<u64> {
-        let reply = self.ask("stats --json").ok().filter(|reply| reply.done)?;
-        let all: serde_json::Value = serde_json::from_str(&reply.text).ok()?;
-        all.get("front_pid")?.as_u64()
+    fn front_pid(&mut self) -> anyhow::Result<Option<u64>> {
+        let reply = self.ask("stats --json")?;
+        let all: Option<serde_json::Value> = serde_json::from_str(&reply.text).ok().filter(|_| reply.done);
+        Ok(all.and_then(|all| all.get("front_pid")?.as_u64()))
     }
 
     /// The connection ends with the process; its descriptor tells when the rest of it is gone too.

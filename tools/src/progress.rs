@@ -1,8 +1,11 @@
 //! A progress bar on standard error, when that is a terminal; nothing else is drawn there meanwhile.
 
+use std::fmt::Write;
 use std::io::IsTerminal as _;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+
+use crate::figures;
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,17 +27,17 @@ impl Progress {
         }
         let template = match (total, unit) {
             (Some(_), Unit::Entries) => {
-                "{bar:40} {percent:>3}%  {human_pos} of {human_len} entries, {per_sec}, {eta} left"
+                "{bar:40} {percent:>3}%  {human_pos} of {human_len} entries, {rate}, {eta} left"
             }
             (Some(_), Unit::Bytes) => {
                 "{bar:40} {percent:>3}%  {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
             }
-            (None, Unit::Entries) => "{spinner} {human_pos} entries, {per_sec}",
+            (None, Unit::Entries) => "{spinner} {human_pos} entries, {rate}",
             (None, Unit::Bytes) => "{spinner} {binary_bytes}, {binary_bytes_per_sec}",
         };
         let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self(bar.with_style(style))
+        Self(bar.with_style(style.with_key("rate", show_rate)))
     }
 
     /// No bar at all.
@@ -46,6 +49,12 @@ impl Progress {
     pub fn set(&self, position: u64) {
         self.0.set_position(position);
     }
+}
+
+/// Entries a second; nobody wants fractions of one.
+fn show_rate(state: &ProgressState, to: &mut dyn Write) {
+    // A bar without its rate is still one.
+    let _ = write!(to, "{}/s", figures::grouped(state.per_sec() as u64));
 }
 
 impl Drop for Progress {

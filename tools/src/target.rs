@@ -4,13 +4,14 @@
 //! the segment can't tell, the place that follows from the name is tried.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
 use clap::CommandFactory as _;
 use clap::error::ErrorKind;
 use kvs_client::{Client, ConnectOptions, Error};
-use kvs_core::instance::InstanceName;
+use kvs_core::instance::{InstanceName, private_directory};
 use kvs_core::segment::{SegmentError, SegmentView, text_of};
 
 use crate::cli::{Cli, TargetOptions};
@@ -64,7 +65,7 @@ impl Target {
             Self::Server(address) => (address.clone(), None),
             Self::Unix(path) => (unix_address(path)?, None),
             Self::Named(name) => {
-                let found = Found::by_name(name);
+                let found = Found::by_name(name)?;
                 (unix_address(&found.unix_path)?, found.segment_error)
             }
         };
@@ -88,7 +89,7 @@ impl Target {
             ),
             Self::Unix(path) => (path.clone(), None),
             Self::Named(name) => {
-                let found = Found::by_name(name);
+                let found = Found::by_name(name)?;
                 (found.unix_path, found.segment_error)
             }
         };
@@ -127,14 +128,28 @@ struct Found {
 }
 
 impl Found {
-    fn by_name(name: &InstanceName) -> Self {
-        let path = SegmentView::open(&name.segment_path())
-            .and_then(|view| Ok(text_of(&view.header()?.unix_path)))
-            .map(|text| if text.is_empty() { name.default_unix_path() } else { text.into() });
-        match path {
-            Ok(unix_path) => Self { unix_path, segment_error: None },
-            Err(error) => Self { unix_path: name.default_unix_path(), segment_error: Some(error) },
-        }
+    fn by_name(name: &InstanceName) -> anyhow::Result<Self> {
+        let path =
+            SegmentView::open(&name.segment_path()).and_then(|view| Ok(text_of(&view.header()?.unix_path)));
+        Ok(match path {
+            Ok(text) if text.is_empty() => Self { unix_path: default_path(name)?, segment_error: None },
+            Ok(text) => Self { unix_path: text.into(), segment_error: None },
+            Err(error) => Self { unix_path: default_path(name)?, segment_error: Some(error) },
+        })
+    }
+}
+
+/// Where the name alone says that the socket is. Anybody can make a directory in `/tmp`; what is in another user's is no store of
+/// this one.
+fn default_path(name: &InstanceName) -> anyhow::Result<PathBuf> {
+    let (path, private) = (name.default_unix_path(), private_directory());
+    let own = rustix::process::geteuid().as_raw();
+    match std::fs::symlink_metadata(&private) {
+        Ok(found) if path.starts_with(&private) && (!found.is_dir() || found.uid() != own) => bail!(
+            "{} is not a directory of user {own}, so no store in it is trusted; remove it, or give --unix",
+            private.display()
+        ),
+        _ => Ok(path),
     }
 }
 
