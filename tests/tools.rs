@@ -9,10 +9,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use kvs_client::Client;
 use kvs_harness::binaries;
-use kvs_harness::processes::{MARK, kill_store, of_store};
+use kvs_harness::processes::{MARK, Paused, kill_store, of_store};
 use kvs_harness::store::{Launch, Place, Store};
 use kvs_harness::wait::{SOON, eventually};
 use rustix::process::test_kill_process;
@@ -298,6 +299,20 @@ fn tools_quit_returns_when_the_servers_are_gone() {
     tools(place, &["quit"]).complains(1, &["no instance named"]);
     let store = store.restart();
     assert_eq!(tools(store.place(), &["get", "kept"]).done().out, b"yes");
+}
+
+#[test]
+fn tools_quit_waits_for_servers_that_take_their_time() {
+    let store = Store::start();
+    let paused = Paused::new(store.data_pid());
+    let mut quit = named(store.place()).arg("quit").stdout(Stdio::null()).spawn().expect("started");
+    eventually("the front server was told", SOON, || store.place().log().contains("ending"));
+    // A quit that doesn't wait would end within this time; one that does can't, while the data server stands still.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(quit.try_wait().expect("it can be asked").is_none(), "the servers have not ended yet");
+    drop(paused);
+    assert!(quit.wait().expect("it ends").success());
+    assert!(of_store(store.place().name()).is_empty(), "nothing of the store runs");
 }
 
 #[test]
