@@ -170,6 +170,12 @@ impl<'s> Transaction<'s> {
         self.arena = None;
     }
 
+    /// Decides, and leaves the rest to recovery, as a process that dies right then.
+    #[cfg(test)]
+    pub(crate) fn decide_only(self) {
+        self.memory().store(&self.slot.intent, decided(self.slot, self.count));
+    }
+
     fn decide_and_apply(&mut self) -> Result<(), TransactionError> {
         let count = std::mem::take(&mut self.count);
         if std::mem::take(&mut self.overflowed) {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use rustix::fs::FallocateFlags;
 
-use crate::sys::memory::{Damaged, Memory, Offset, View};
+use crate::sys::memory::{Damaged, Memory, Offset, View, Word};
 use layout::{ConnectionSlot, Header, LAYOUT_VERSION, Regions, Shard, WorkerSlot};
 
 pub use open::{Opened, remove};
@@ -186,10 +186,7 @@ impl Segment {
 
     /// Memory taken from the kernel so far, in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        let Ok(header) = self.header() else { return 0 };
-        header.reserved_bytes.load()
-            + header.worker_slots_reserved.load() * size_of::<WorkerSlot>() as u64
-            + header.connection_slots_reserved.load() * size_of::<ConnectionSlot>() as u64
+        self.header().map_or(0, memory_bytes)
     }
 
     /// Connection slot `index`, with memory under it. Called by one thread only.
@@ -218,6 +215,16 @@ impl Segment {
             why: "can't even be begun: /dev/shm is full; free some room there".into(),
         })
     }
+}
+
+/// Memory that was taken from the kernel as `header` has it, in bytes.
+pub fn memory_bytes(header: &Header) -> u64 {
+    let slots = |count: &Word, bytes: usize| count.load().saturating_mul(bytes as u64);
+    header
+        .reserved_bytes
+        .load()
+        .saturating_add(slots(&header.worker_slots_reserved, size_of::<WorkerSlot>()))
+        .saturating_add(slots(&header.connection_slots_reserved, size_of::<ConnectionSlot>()))
 }
 
 /// A segment that this process can only read: what tools and local readers hold.
@@ -254,14 +261,14 @@ impl SegmentView {
 }
 
 /// Text that was stored zero-padded in words.
-pub fn text_of(words: &[crate::sys::memory::Word]) -> String {
+pub fn text_of(words: &[Word]) -> String {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.load().to_le_bytes()).collect();
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 /// Stores `text` zero-padded into `words`, cut to what fits.
-pub fn store_text(memory: &Memory, words: &[crate::sys::memory::Word], text: &str) {
+pub fn store_text(memory: &Memory, words: &[Word], text: &str) {
     let mut bytes = text.bytes();
     for word in words {
         let mut chunk = [0u8; 8];

@@ -72,6 +72,7 @@ impl Segment {
         let length = file_length(path, &file)?;
         let memory = Memory::map(file.as_fd(), length).map_err(|source| io_error(path, "map it", source))?;
         let regions = check_header(path, &memory, length)?;
+        check_memory(path, &memory, &file)?;
         Ok(Self { memory: Arc::new(memory), regions, file: Some(Arc::new(file)) })
     }
 
@@ -87,6 +88,7 @@ impl Segment {
         let memory = Memory::map_private_copy(file.as_fd(), length)
             .map_err(|source| io_error(path, "map a copy of it", source))?;
         let regions = check_header(path, &memory, length)?;
+        check_memory(path, &memory, &file)?;
         Ok((Self { memory: Arc::new(memory), regions, file: None }, served))
     }
 
@@ -188,6 +190,7 @@ impl SegmentView {
         let length = file_length(path, &file)?;
         let view = View::map(file.as_fd(), length).map_err(|source| io_error(path, "map it", source))?;
         let regions = check_header(path, &view, length)?;
+        check_memory(path, &view, &file)?;
         Ok(Self { view, regions })
     }
 }
@@ -328,6 +331,20 @@ fn check_header(path: &Path, view: &View, length: u64) -> Result<Regions, Segmen
         return Err(foreign(path, "it was made before this machine was last started"));
     }
     Ok(regions)
+}
+
+/// Holds the memory that the header says was reserved against what the file has: touching more than that could be a
+/// signal.
+fn check_memory(path: &Path, view: &View, file: &OwnedFd) -> Result<(), SegmentError> {
+    let header: &Header = view.object(Offset::new(0))?;
+    // Reserving comes before it is noted, so what is noted is looked at first.
+    let noted = super::memory_bytes(header);
+    let stat = rustix::fs::fstat(file).map_err(|error| io_error(path, "look at it", error.into()))?;
+    let there = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+    if noted > there {
+        return Err(foreign(path, format!("its header says {noted} bytes of memory, it has {there}")));
+    }
+    Ok(())
 }
 
 /// CRC32C over the header's unchanging fields.

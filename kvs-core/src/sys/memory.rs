@@ -390,6 +390,8 @@ impl Memory {
     #[inline(always)]
     pub fn store(&self, word: &Word, value: u64) {
         schedule();
+        #[cfg(test)]
+        super::crash::before_store();
         debug_assert!(self.offset_of(word).is_some());
         word.0.store(value, Ordering::Release);
     }
@@ -421,6 +423,8 @@ impl Memory {
         let mut next = 0;
         let mut store = |kept: usize, bytes: &[u8]| {
             schedule();
+            #[cfg(test)]
+            super::crash::before_store();
             // SAFETY: `words_around` checked as many words as the parts below ask for.
             let word = unsafe { &*target.add(next) };
             let mut value = [0u8; 8];

@@ -8,6 +8,8 @@
 //! | [`fd_passing`] | descriptors through a unix socket (`SCM_RIGHTS`) |
 //! | [`process`] | who a process is, beyond a pid that may be reused |
 
+#[cfg(test)]
+pub mod crash;
 pub mod fd_passing;
 pub mod liveness_map;
 pub mod memory;

@@ -205,7 +205,7 @@ impl<'v> Entry<'v> {
             if from < start + chunk.bytes() {
                 let within = from - start;
                 return Ok((
-                    chunk.offset + within,
+                    chunk.offset.wrapping_add(within),
                     (chunk.bytes() - within).min(content.saturating_sub(from)),
                 ));
             }

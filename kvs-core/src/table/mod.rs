@@ -24,12 +24,12 @@ pub mod bucket;
 pub mod entry;
 pub mod geometry;
 mod grow;
-mod hash;
+pub mod hash;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
 mod pins;
 #[cfg(all(test, not(feature = "shuttle")))]
-mod tests;
+pub(crate) mod tests;
 pub mod view;
 mod write;
 
