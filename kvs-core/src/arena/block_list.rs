@@ -227,7 +227,7 @@ impl BlockList {
     /// [`Damaged`] never: opening checked it.
     pub fn fill(&self, transaction: &mut Transaction<'_>, count: u64) -> Result<(), Damaged> {
         let filled = &self.head()?.filled;
-        let value = transaction.load(filled) + count;
+        let value = transaction.load(filled).wrapping_add(count);
         transaction.store(filled, value);
         Ok(())
     }

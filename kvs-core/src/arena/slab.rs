@@ -169,7 +169,7 @@ fn add_slab(
     }
     transaction.store(&shard.partial[class], offset);
     let slabs = transaction.load(&shard.slabs[class]);
-    transaction.store(&shard.slabs[class], slabs + 1);
+    transaction.store(&shard.slabs[class], slabs.wrapping_add(1));
     Ok(offset)
 }
 

@@ -91,7 +91,8 @@ impl Walk<'_> {
             for (order, count) in free.into_iter().enumerate() {
                 let map = self.view.view().word(regions.free_map(order, index / 64))?.load();
                 if (map >> (index % 64) & 1 == 1) != (count > 0) {
-                    self.report.fault(format!("extent {index}: the free map of order {order} is out of step"));
+                    self.report
+                        .fault(format!("extent {index}: the free map of order {order} is out of step"));
                 }
             }
             if index >= self.report.extents && free.iter().any(|&count| count > 0) {

@@ -142,8 +142,13 @@ pub fn check_view(view: &SegmentView) -> Result<Report, Damaged> {
         return Ok(report);
     }
     report.extents = extents;
-    let mut walk =
-        Walk { view, report, blocks: Blocks::new(regions, extents), slabs: Slabs::default(), key: Vec::new() };
+    let mut walk = Walk {
+        view,
+        report,
+        blocks: Blocks::new(regions, extents),
+        slabs: Slabs::default(),
+        key: Vec::new(),
+    };
     walk.free_blocks()?;
     walk.partial_lists()?;
     let buckets_bytes = walk.shards()?;
@@ -151,7 +156,7 @@ pub fn check_view(view: &SegmentView) -> Result<Report, Damaged> {
     walk.connections(header)?;
     walk.finish_slabs()?;
     walk.finish_blocks();
-    let reserved = regions.workers + buckets_bytes + extents * EXTENT_BYTES;
+    let reserved = buckets_bytes.saturating_add(regions.workers + extents * EXTENT_BYTES);
     if header.reserved_bytes.load() != reserved {
         walk.report.fault(format!(
             "header: {} bytes are said to be reserved, {reserved} are",

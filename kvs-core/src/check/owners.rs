@@ -26,7 +26,8 @@ impl Walk<'_> {
         let mut offset = first;
         while offset != 0 {
             let entry = Entry::load(self.view.view(), offset).map_err(|damaged| damaged.to_string())?;
-            let entry = entry.filter(Entry::is_chunked).ok_or(format!("{offset:#x} is no value in chunks"))?;
+            let entry =
+                entry.filter(Entry::is_chunked).ok_or(format!("{offset:#x} is no value in chunks"))?;
             self.claim_entry(&entry, None)?;
             offset = entry.garbage_word().map_err(|damaged| damaged.to_string())?.load();
         }
@@ -48,7 +49,8 @@ impl Walk<'_> {
                 ("outgoing answer", &slot.outgoing, true),
             ] {
                 let claimed = self.owned_by_connection(slot::is_used(slot), owner, is_list);
-                self.report.sound(claimed.map_err(|fault| format!("connection slot {index}: {what}: {fault}")));
+                self.report
+                    .sound(claimed.map_err(|fault| format!("connection slot {index}: {what}: {fault}")));
             }
         }
         Ok(())

@@ -80,7 +80,13 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn slot(&mut self, found: &mut Found, buckets: Buckets<'_>, bucket: u64, slot: Slot) -> Result<(), String> {
+    fn slot(
+        &mut self,
+        found: &mut Found,
+        buckets: Buckets<'_>,
+        bucket: u64,
+        slot: Slot,
+    ) -> Result<(), String> {
         found.entries += 1;
         let view = self.view.view();
         let entry = Entry::load(view, slot.offset).map_err(super::outside("its entry"))?;
@@ -88,7 +94,11 @@ impl Walk<'_> {
         found.content_bytes = found.content_bytes.saturating_add(entry.key_length() + entry.value_length());
         self.claim_entry(&entry, Some(found.index))?;
         if entry.key_length() == 0 || entry.value_length() > VALUE_BYTES_MAX_LIMIT {
-            return Err(format!("a key of {} and a value of {} bytes", entry.key_length(), entry.value_length()));
+            return Err(format!(
+                "a key of {} and a value of {} bytes",
+                entry.key_length(),
+                entry.value_length()
+            ));
         }
         if !(1..found.next_version).contains(&entry.version()) {
             return Err(format!("version {} is not below {}", entry.version(), found.next_version));

@@ -43,7 +43,8 @@ impl Walk<'_> {
         self.blocks.claim(offset, SLAB_ORDER, Owner::Slab)?;
         let slab: &Slab =
             self.view.view().object(Offset::new(offset)).map_err(|damaged| damaged.to_string())?;
-        let meta = Meta::decode(slab.meta.load()).ok_or(format!("the slab at {offset:#x} has no mark of one"))?;
+        let meta =
+            Meta::decode(slab.meta.load()).ok_or(format!("the slab at {offset:#x} has no mark of one"))?;
         if meta.shard >= self.view.regions().shard_count {
             return Err(format!("the slab at {offset:#x} is of shard {}, which isn't", meta.shard));
         }
@@ -88,7 +89,12 @@ impl Walk<'_> {
     ///
     /// # Errors
     /// Why it can't have it.
-    pub(super) fn claim_slab_block(&mut self, offset: u64, shard: Option<u64>, bytes: u64) -> Result<(), String> {
+    pub(super) fn claim_slab_block(
+        &mut self,
+        offset: u64,
+        shard: Option<u64>,
+        bytes: u64,
+    ) -> Result<(), String> {
         let Some(state) = self.slab(slab_of(offset)) else {
             return Err(format!("its block at {offset:#x} is in no slab"));
         };
@@ -140,7 +146,9 @@ impl Walk<'_> {
             self.report.fault(format!("{slab} counts {} blocks in use, {used} are", meta.used));
         }
         if used + free_count != total {
-            self.report.fault(format!("{slab} has {total} blocks, of which {used} are in use and {free_count} free"));
+            self.report.fault(format!(
+                "{slab} has {total} blocks, of which {used} are in use and {free_count} free"
+            ));
         }
         if *on_partial_list != (free_count > 0) {
             let is = if *on_partial_list { "is" } else { "is not" };

@@ -124,7 +124,13 @@ fn entry_of(segment: &Segment) -> u64 {
 }
 
 fn partial(segment: &Segment) -> &Word {
-    segment.shard(0).expect("exists").partial.iter().find(|word| word.load() != 0).expect("some slab has room")
+    segment
+        .shard(0)
+        .expect("exists")
+        .partial
+        .iter()
+        .find(|word| word.load() != 0)
+        .expect("some slab has room")
 }
 
 fn connection(segment: &Segment) -> &ConnectionSlot {
@@ -159,23 +165,52 @@ proptest! {
         changes in proptest::collection::vec((any::<prop::sample::Index>(), word()), 1..12),
         region in 0usize..5,
     ) {
-        let segment = filled();
-        let regions = *segment.regions();
-        let (start, end) = [
-            (0, PAGE_BYTES),
-            (PAGE_BYTES, regions.free_maps),
-            (regions.free_maps, regions.workers),
-            (regions.buckets, regions.buckets + 20_000),
-            (regions.data, regions.data + (4 << 20)),
-        ][region];
-        let memory = segment.memory();
-        for (index, value) in changes {
-            let offset = start + index.index(((end - start) / 8) as usize) as u64 * 8;
-            memory.store(memory.word(offset).expect("inside"), value);
-        }
+        let segment = damaged(&changes, region);
         let report = check_copy(&segment).expect("a header");
         prop_assert!(report.faults.len() <= FAULTS_MAX);
     }
+
+    #[test]
+    fn table_survives_any_words_anywhere(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), word()), 1..12),
+        region in 0usize..5,
+    ) {
+        let segment = damaged(&changes, region);
+        let table = Table::new(&segment).expect("a header");
+        // As attaching does. Whatever comes of the rest is an error at worst.
+        segment.initialize_locks().expect("locks");
+        for key in 0..200u32 {
+            let key = format!("key {}", key * 15);
+            let hash = table.hash_of(key.as_bytes());
+            let _ = table.read(hash, key.as_bytes(), |value| Ok(value.length()));
+            let _ = set(&table, key.as_bytes(), &vec![b'n'; hash.0 as usize % 600], SetCondition::Always);
+            let mut transaction = Transaction::begin(&segment, worker(&segment));
+            let _ = table.delete(&mut transaction, hash, key.as_bytes()).map(|_| transaction.commit());
+        }
+        let _ = set(&table, b"large 1", &[b'n'; 50_000], SetCondition::Always);
+        let _ = table.collect_garbage(worker(&segment));
+        let _ = table.scan(0, 1000, &mut |_| {});
+        let _ = slot::release(&segment, worker(&segment), connection(&segment));
+    }
+}
+
+/// A filled segment with some words of a region changed.
+fn damaged(changes: &[(prop::sample::Index, u64)], region: usize) -> Segment {
+    let segment = filled();
+    let regions = *segment.regions();
+    let (start, end) = [
+        (0, PAGE_BYTES),
+        (PAGE_BYTES, regions.free_maps),
+        (regions.free_maps, regions.workers),
+        (regions.buckets, regions.buckets + 20_000),
+        (regions.data, regions.data + (4 << 20)),
+    ][region];
+    let memory = segment.memory();
+    for (index, value) in changes {
+        let offset = start + index.index(((end - start) / 8) as usize) as u64 * 8;
+        memory.store(memory.word(offset).expect("inside"), *value);
+    }
+    segment
 }
 
 fn word() -> impl Strategy<Value = u64> {
@@ -184,6 +219,6 @@ fn word() -> impl Strategy<Value = u64> {
         0u64..5000,
         Just(u64::MAX),
         // What looks like an offset, a slot, a chunk.
-        (0u64..1 << 26, 0u64..1 << 16).prop_map(|(offset, tag)| offset * 16 | tag << 48),
+        (0u64..1 << 26, 0u64..1 << 16).prop_map(|(offset, tag)| (offset * 16) | (tag << 48)),
     ]
 }

@@ -25,6 +25,8 @@
 //! takes it up, or, as of now, frees it.
 
 pub mod context;
+#[cfg(all(test, not(miri), not(feature = "shuttle")))]
+mod crashes;
 pub mod large;
 pub mod request;
 pub mod ring;

@@ -15,7 +15,7 @@ use crate::segment::layout::{EXTENT_BYTES, ORDERS, WorkerSlot};
 use crate::table::Table;
 use crate::wire::{PROTOCOL, Request, RequestBody, SetCondition, decode_response, encode_request};
 
-struct NoStatistics;
+pub(crate) struct NoStatistics;
 
 impl Statistics for NoStatistics {
     fn statistics(&self) -> Vec<(String, StatisticOwned)> {
@@ -29,14 +29,7 @@ fn with_client(capacity: u64, test: impl FnOnce(&mut Client<'_>)) {
     let table = Table::new(&segment).expect("just made");
     let slot: &WorkerSlot = segment.memory().object(segment.regions().worker(0)).expect("exists");
     let context = Context::new(&table, slot, &NoStatistics, VALUE_BYTES_MAX_DEFAULT, 8);
-    let adopted = Adopted { connection: 77, transport: Transport::Unix };
-    let connection = Connection::open(&segment, 0, adopted).expect("room");
-    let mut client =
-        Client { context, connection: Some(connection), answers: Vec::new(), piece: usize::MAX, number: 0 };
-    client.send(&RequestBody::Hello { protocol: PROTOCOL, name: "test", pid: 5 });
-    let welcome = client.answer();
-    let Answer::Other(text) = &welcome else { panic!("{welcome:?}") };
-    assert!(text.starts_with("Welcome"), "{text}");
+    let mut client = Client::greeted(&segment, context);
     test(&mut client);
     let Client { mut context, connection, .. } = client;
     connection.expect("open").close(&mut context).expect("sound");
@@ -71,7 +64,7 @@ fn bytes_in_use(segment: &Segment) -> u64 {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+pub(crate) enum Answer {
     Value(Vec<u8>),
     Number(i64),
     Keys(Vec<Vec<u8>>, Option<u64>),
@@ -79,16 +72,29 @@ enum Answer {
     Other(String),
 }
 
-struct Client<'s> {
-    context: Context<'s>,
-    connection: Option<Connection<'s>>,
+pub(crate) struct Client<'s> {
+    pub(super) context: Context<'s>,
+    pub(super) connection: Option<Connection<'s>>,
     answers: Vec<u8>,
     /// Bytes that go in or out at once.
     piece: usize,
     number: u32,
 }
 
-impl Client<'_> {
+impl<'s> Client<'s> {
+    /// On the first slot of `segment`, after hello.
+    pub(super) fn greeted(segment: &'s Segment, context: Context<'s>) -> Self {
+        let adopted = Adopted { connection: 77, transport: Transport::Unix };
+        let connection = Connection::open(segment, 0, adopted).expect("room");
+        let connection = Some(connection);
+        let mut client = Self { context, connection, answers: Vec::new(), piece: usize::MAX, number: 0 };
+        client.send(&RequestBody::Hello { protocol: PROTOCOL, name: "test", pid: 5 });
+        let welcome = client.answer();
+        let Answer::Other(text) = &welcome else { panic!("{welcome:?}") };
+        assert!(text.starts_with("Welcome"), "{text}");
+        client
+    }
+
     fn send(&mut self, body: &RequestBody<'_>) {
         let mut bytes = Vec::new();
         encode_request(&mut bytes, &Request { number: self.number, body: body.clone() });
@@ -154,7 +160,7 @@ impl Client<'_> {
         }
     }
 
-    fn ask(&mut self, body: &RequestBody<'_>) -> Answer {
+    pub(super) fn ask(&mut self, body: &RequestBody<'_>) -> Answer {
         self.send(body);
         self.answer()
     }
@@ -168,11 +174,11 @@ impl Client<'_> {
     }
 }
 
-fn other(text: &str) -> Answer {
+pub(super) fn other(text: &str) -> Answer {
     Answer::Other(text.to_owned())
 }
 
-fn bytes_of(length: usize, salt: u8) -> Vec<u8> {
+pub(super) fn bytes_of(length: usize, salt: u8) -> Vec<u8> {
     (0..length).map(|at| (at * 31 + at / 251) as u8 ^ salt).collect()
 }
 

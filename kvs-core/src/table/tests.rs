@@ -61,7 +61,7 @@ pub(crate) fn set(
     Ok(set)
 }
 
-fn get(table: &Table, key: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn get(table: &Table, key: &[u8]) -> Option<Vec<u8>> {
     let read = table.read(table.hash_of(key), key, |value| {
         let mut bytes = vec![0; value.length() as usize];
         // In two parts, so that positions inside of a value are tried too.

@@ -1,0 +1,197 @@
+//! Goal: whatever instruction a data server dies at, recovery leaves a segment without a fault, and each request has happened
+//! wholly or not at all. Method: random requests over a connection, each made to die before a random store into the
+//! segment; then recovery as the next data server does it, the verifier, and the model.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::slot;
+use super::tests::{Answer, Client, other};
+use crate::check;
+use crate::connection::Connection;
+use crate::connection::context::Context;
+use crate::limits::{CAPACITY_BYTES_MIN, VALUE_BYTES_MAX_DEFAULT};
+use crate::segment::layout::{ConnectionSlot, WorkerSlot};
+use crate::segment::{Segment, SegmentView};
+use crate::sys::crash;
+use crate::table::Table;
+use crate::transaction;
+use crate::wire::{RequestBody, SetCondition};
+
+type Model = HashMap<Vec<u8>, Vec<u8>>;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Set { key: u16, length: usize, if_absent: bool },
+    Delete { key: u16 },
+    Increment { key: u16, by: i64 },
+    Get { key: u16 },
+}
+
+impl Step {
+    fn key(&self) -> Vec<u8> {
+        let (Self::Set { key, .. } | Self::Delete { key } | Self::Increment { key, .. } | Self::Get { key }) =
+            self;
+        format!("key {key}").into_bytes()
+    }
+
+    /// Does it to the model; returns the answer.
+    fn apply(&self, model: &mut Model, value: Vec<u8>) -> Answer {
+        let key = self.key();
+        match self {
+            Self::Set { if_absent: true, .. } if model.contains_key(&key) => other("Exists"),
+            Self::Set { .. } => {
+                model.insert(key, value);
+                other("Stored")
+            }
+            Self::Delete { .. } => other(if model.remove(&key).is_some() { "Deleted" } else { "Missing" }),
+            Self::Get { .. } => {
+                model.get(&key).map_or(other("Missing"), |value| Answer::Value(value.clone()))
+            }
+            Self::Increment { by, .. } => {
+                let old = model.get(&key).map(|value| String::from_utf8_lossy(value).parse::<i64>());
+                match old.unwrap_or(Ok(0)) {
+                    Ok(old) => {
+                        model.insert(key, (old + by).to_string().into_bytes());
+                        Answer::Number(old + by)
+                    }
+                    Err(_) => other("not a number"),
+                }
+            }
+        }
+    }
+}
+
+fn step() -> impl Strategy<Value = (Step, u64)> {
+    let key = 0u16..1500;
+    let length = prop_oneof![6 => 0usize..200, 2 => 200usize..5_000, 2 => 30_000usize..150_000];
+    let step = prop_oneof![
+        6 => (key.clone(), length, any::<bool>()).prop_map(|(key, length, if_absent)| Step::Set { key, length, if_absent }),
+        2 => key.clone().prop_map(|key| Step::Delete { key }),
+        1 => (1490u16..1500, -9i64..9).prop_map(|(key, by)| Step::Increment { key, by }),
+        1 => key.prop_map(|key| Step::Get { key }),
+    ];
+    // Small changes have a few dozen stores, large ones hundreds.
+    (step, prop_oneof![4 => 0u64..60, 2 => 0u64..600, 1 => Just(u64::MAX)])
+}
+
+struct Dying {
+    segment: Segment,
+    model: Model,
+    deaths: u32,
+}
+
+impl Dying {
+    fn worker(&self) -> &WorkerSlot {
+        self.segment.memory().object(self.segment.regions().worker(0)).expect("exists")
+    }
+
+    fn connection_slot(&self) -> &ConnectionSlot {
+        self.segment.memory().object(self.segment.regions().connection(0)).expect("exists")
+    }
+
+    fn assert_sound(&self, when: &str) {
+        let report = check::check_view(&SegmentView::of(&self.segment)).expect("a header");
+        assert_eq!(report.faults, Vec::<String>::new(), "{when}");
+    }
+
+    /// What a data server does that finds the segment of a dead one.
+    fn recover(&self) {
+        transaction::recover(self.segment.memory(), self.worker()).expect("sound");
+        self.assert_sound("logs are completed");
+        Table::new(&self.segment).expect("sound").collect_garbage(self.worker()).expect("sound");
+        if slot::is_used(self.connection_slot()) {
+            slot::release(&self.segment, self.worker(), self.connection_slot()).expect("sound");
+        }
+        self.assert_sound("all is given back");
+    }
+
+    /// Takes requests over one connection until one of them dies; returns how many.
+    fn live(&mut self, steps: &[(Step, u64)]) -> usize {
+        let segment = self.segment.clone();
+        let worker: &WorkerSlot = segment.memory().object(segment.regions().worker(0)).expect("exists");
+        let table = Table::new(&segment).expect("sound");
+        let context = Context::new(&table, worker, &super::tests::NoStatistics, VALUE_BYTES_MAX_DEFAULT, 8);
+        let mut client = Client::greeted(&segment, context);
+        for (index, (step, stores)) in steps.iter().enumerate() {
+            let key = step.key();
+            let value = match step {
+                Step::Set { length, .. } => super::tests::bytes_of(*length, index as u8),
+                _ => Vec::new(),
+            };
+            let answer = crash::die_before(*stores, || client.ask(&request(step, &key, &value)));
+            let mut after = self.model.clone();
+            let expected = step.apply(&mut after, value);
+            match answer {
+                Some(Answer::Error(..)) if expected == other("not a number") => {}
+                Some(answer) => {
+                    assert_eq!(answer, expected, "{step:?}");
+                    self.model = after;
+                }
+                None => {
+                    self.deaths += 1;
+                    // Its descriptors and its heap are gone with the process.
+                    std::mem::forget(client);
+                    // The next ones die in recovery, each a little later.
+                    for stores in [0, 1, 2, 5, 11] {
+                        crash::die_before(stores, || self.recover());
+                    }
+                    self.recover();
+                    let found = stored(&self.segment, &key);
+                    let (before, after) = (self.model.get(&key).cloned(), after.get(&key).cloned());
+                    assert!(found == before || found == after, "{step:?} happened by half");
+                    match found {
+                        Some(value) => self.model.insert(key, value),
+                        None => self.model.remove(&key),
+                    };
+                    return index + 1;
+                }
+            }
+        }
+        let Client { mut context, connection, .. } = client;
+        connection
+            .map(|connection: Connection<'_>| connection.close(&mut context))
+            .transpose()
+            .expect("sound");
+        steps.len()
+    }
+}
+
+fn request<'a>(step: &Step, key: &'a [u8], value: &'a [u8]) -> RequestBody<'a> {
+    match step {
+        Step::Set { if_absent, .. } => {
+            let condition = if *if_absent { SetCondition::IfAbsent } else { SetCondition::Always };
+            RequestBody::Set { condition, key, value }
+        }
+        Step::Delete { .. } => RequestBody::Delete { key },
+        Step::Increment { by, .. } => RequestBody::Increment { key, by: *by },
+        Step::Get { .. } => RequestBody::Get { key },
+    }
+}
+
+fn stored(segment: &Segment, key: &[u8]) -> Option<Vec<u8>> {
+    crate::table::tests::get(&Table::new(segment).expect("sound"), key)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn crash_before_any_store_leaves_all_or_nothing(steps in proptest::collection::vec(step(), 400..800)) {
+        let segment = Segment::on_heap(4 * CAPACITY_BYTES_MIN).expect("heap memory");
+        segment.claim_worker(0).expect("heap memory");
+        let mut dying = Dying { segment, model: Model::new(), deaths: 0 };
+        let mut rest = &steps[..];
+        while !rest.is_empty() {
+            let lived = dying.live(rest);
+            rest = &rest[lived..];
+        }
+        prop_assert!(dying.deaths > 50, "{} deaths", dying.deaths);
+        for (key, value) in &dying.model {
+            let found = stored(&dying.segment, key);
+            prop_assert_eq!(found.as_ref(), Some(value));
+        }
+        let totals = Table::new(&dying.segment).expect("sound").totals();
+        prop_assert_eq!(totals.entries, dying.model.len() as u64);
+    }
+}
