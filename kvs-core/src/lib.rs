@@ -11,6 +11,7 @@
 //! | [`table`] | the hash table: lock-free validated reads, guarded writes, growth without a pause |
 //! | [`connection`] | connection slots and their buffers inside the segment |
 //! | [`check`] | verification of every invariant of a segment |
+//! | [`inspect`] | figures of a segment, for people |
 //! | [`wire`] | frames and messages between clients and the data server |
 //! | [`control`] | messages between the front server and the data server |
 //! | [`liveness`] | knowing at once, and for certain, that a process is dead |
@@ -24,6 +25,7 @@ pub mod arena;
 pub mod check;
 pub mod connection;
 pub mod control;
+pub mod inspect;
 pub mod instance;
 pub mod limits;
 pub mod liveness;

@@ -24,7 +24,7 @@
 
 use crate::segment::Segment;
 use crate::segment::layout::{LOG_WORDS, Shard, WorkerSlot};
-use crate::sys::memory::{Damaged, Memory, Word};
+use crate::sys::memory::{Damaged, Memory, View, Word};
 use crate::sys::robust_mutex::{Acquired, LockError, RobustMutex, RobustMutexGuard};
 
 /// Why a transaction could not go on. Nothing of it has happened.
@@ -239,7 +239,7 @@ pub enum Recovered {
 }
 
 /// What the log of `slot` asks of recovery, without doing it.
-pub fn pending(memory: &Memory, slot: &WorkerSlot) -> Recovered {
+pub fn pending(view: &View, slot: &WorkerSlot) -> Recovered {
     let intent = slot.intent.load();
     let count = (intent & ((1 << COUNT_BITS) - 1)) as usize;
     if intent == 0 {
@@ -247,7 +247,7 @@ pub fn pending(memory: &Memory, slot: &WorkerSlot) -> Recovered {
     }
     let valid = count <= LOG_WORDS
         && decided(slot, count) == intent
-        && slot.log[..count].iter().all(|entry| memory.word(entry.offset.load()).is_ok());
+        && slot.log[..count].iter().all(|entry| view.word(entry.offset.load()).is_ok());
     if valid { Recovered::Completed(count) } else { Recovered::Damaged }
 }
 
