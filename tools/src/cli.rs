@@ -129,6 +129,24 @@ pub enum Command {
     /// Print the counters of a running store
     Stats,
 
+    /// Look into the segment of an instance itself, server running or not
+    ///
+    /// Header, memory by size class, shards, workers with pending intents, connections. Nothing is changed.
+    #[command(
+        after_help = "Examples:\n  kvs-tools inspect\n  kvs-tools inspect --key greeting\n  kvs-tools inspect --shard 3"
+    )]
+    Inspect(crate::inspect::What),
+
+    /// Verify every invariant of a segment, server running or not
+    ///
+    /// Lists what is wrong, with exit status 1. The segment is not changed: what a killed data server had decided is completed in a
+    /// private copy.
+    Check {
+        /// Verify every record of this backup file instead
+        #[arg(long, value_name = "FILE")]
+        backup: Option<PathBuf>,
+    },
+
     /// Write all keys and values to a file, as lines of JSON
     ///
     /// A line is {"key":…,"value":…}; what is not UTF-8 is in base64 under "key_base64" or "value_base64". The file gets its

@@ -25,6 +25,11 @@ pub fn rounded(bytes: u64) -> String {
     ByteSize(bytes).rounded()
 }
 
+/// A part of a whole, in percent.
+pub fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".into() } else { format!("{:.1} %", part as f64 * 100.0 / whole as f64) }
+}
+
 /// A duration in its two largest units.
 pub fn duration(seconds: u64) -> String {
     match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60) {
@@ -43,6 +48,7 @@ mod tests {
     fn figures_are_grouped_and_have_units() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([1, 2_000].map(|n| counted(n, "entry", "entries")), ["1 entry", "2,000 entries"]);
+        assert_eq!((percent(1, 3), percent(1, 0)), ("33.3 %".into(), "-".into()));
         assert_eq!([7, 61, 3_600, 90_000].map(duration), ["7 s", "1 min 1 s", "1 h 0 min", "1 d 1 h"]);
     }
 }

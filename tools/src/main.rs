@@ -6,6 +6,7 @@
 //! | [`target`] | which store is meant, and how to reach it |
 //! | [`operator`] | the operator's socket of a store: commands, and its orderly end |
 //! | [`output`] | what commands say: text, JSON, and one line for an error |
+//! | [`columns`] | tables of text |
 //! | [`figures`] | numbers, sizes and durations for people |
 //! | [`record`] | an entry as a line of JSON |
 //! | [`progress`] | the progress bar |
@@ -15,7 +16,9 @@
 //! wanted: that is no failure.
 #![forbid(unsafe_code)]
 
+mod check;
 mod cli;
+mod columns;
 mod completions;
 mod console;
 mod del;
@@ -24,6 +27,7 @@ mod figures;
 mod get;
 mod import;
 mod incr;
+mod inspect;
 mod list;
 mod man;
 mod operator;
@@ -68,6 +72,8 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Incr { key, by } => incr::run(&target()?, format, &key, by),
         Command::List { prefix } => list::run(&target()?, format, &prefix),
         Command::Stats => stats::run(&target()?, format),
+        Command::Inspect(what) => inspect::run(&target()?, format, &what),
+        Command::Check { backup } => check::run(&target()?, format, backup.as_deref()),
         Command::Export { file } => export::run(&target()?, format, &file),
         Command::Import { file } => import::run(&target()?, format, &file),
         Command::Console { command } => console::run(&target()?, format, &command),
