@@ -20,6 +20,7 @@
 //! | `error` | [`Error`] |
 //!
 //! Calls block. A [`Client`] is `Send`; threads that work at the same time each connect for themselves.
+#![forbid(unsafe_code)]
 
 mod address;
 mod client;

@@ -27,7 +27,7 @@ impl Columns {
         self.row([name.to_owned(), text]);
     }
 
-    /// The lines, each begun with two spaces.
+    /// The lines, each begun with two spaces but for that with the names of columns.
     pub fn lines(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let cells = |column: usize| self.rows.iter().filter_map(move |row| row.get(column));
@@ -35,11 +35,13 @@ impl Columns {
             .map(|column| cells(column).map(|cell| cell.chars().count()).max().unwrap_or(0))
             .collect();
         let mut text = String::new();
-        for row in &self.rows {
+        for (number, row) in self.rows.iter().enumerate() {
+            let heads = number == 0 && self.rest_to_the_right;
             let mut line = String::new();
             for (index, (cell, &width)) in row.iter().zip(&widths).enumerate() {
-                let padding = " ".repeat(width - cell.chars().count());
-                line.push_str("  ");
+                let outdent = if heads && index == 0 { 2 } else { 0 };
+                let padding = " ".repeat(width - cell.chars().count() + outdent);
+                line.push_str(&"  "[outdent..]);
                 if index > 0 && self.rest_to_the_right {
                     line.push_str(&padding);
                     line.push_str(cell);
@@ -64,7 +66,7 @@ mod tests {
         let mut columns = Columns::new(["class", "used"]);
         columns.row(["64 B".into(), "1,234,567".into()]);
         columns.row(["grün".into(), String::new()]);
-        assert_eq!(columns.lines(), "  class       used\n  64 B   1,234,567\n  grün\n");
+        assert_eq!(columns.lines(), "class         used\n  64 B   1,234,567\n  grün\n");
         let mut list = Columns::list();
         list.named("a", "first".into());
         list.named("longer", "x".into());

@@ -6,7 +6,7 @@ use kvs_core::segment::SegmentView;
 use serde_json::{Value, json};
 
 use crate::columns::Columns;
-use crate::figures::{grouped, percent, rounded};
+use crate::figures::{counted, grouped, percent, rounded};
 use crate::output::{self, Format, Outcome};
 
 /// Shows shard `index`.
@@ -31,7 +31,7 @@ fn text(shard: &ShardFigures, classes: &[ClassFigures]) -> String {
     let buckets = format!("{} homes, {}{growing}", grouped(shard.homes), rounded(shard.bucket_bytes));
     rows.named("buckets", buckets);
     rows.named("fill", format!("{:.1} % of the slots of its homes", shard.fill_percent()));
-    rows.named("longest probe", format!("{} buckets", shard.longest_probe()));
+    rows.named("longest probe", counted(shard.longest_probe(), "bucket", "buckets"));
     rows.named("next version", grouped(shard.next_version));
     if shard.quarantined {
         rows.named("set aside", "it was found damaged; `kvs-tools check` tells more".into());
