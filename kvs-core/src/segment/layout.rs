@@ -364,8 +364,11 @@ impl Regions {
     }
 }
 
+/// Shards are made for every so many bytes of capacity: each costs some 20 KiB of slack, half a byte for each of 40,000 entries.
+const CAPACITY_PER_SHARD: u64 = 64 << 20;
+
 const fn shard_count(capacity_bytes: u64) -> u64 {
-    let wanted = capacity_bytes / (16 << 20);
+    let wanted = capacity_bytes / CAPACITY_PER_SHARD;
     let mut count = SHARDS_MIN;
     while count * 2 <= wanted && count < SHARDS_MAX {
         count *= 2;
@@ -395,7 +398,7 @@ mod tests {
     #[test]
     fn shards_follow_the_capacity() {
         assert_eq!(Regions::new(16 << 20).shard_count, 4);
-        assert_eq!(Regions::new(1 << 30).shard_count, 64);
+        assert_eq!(Regions::new(1 << 30).shard_count, 16);
         assert_eq!(Regions::new(1 << 40).shard_count, 256);
     }
 }

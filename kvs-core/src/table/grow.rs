@@ -25,9 +25,9 @@ use crate::segment::layout::{BUCKET_RESERVE_BYTES, BUCKET_SLOTS, MOVES_MAX, REAC
 use crate::sys::memory::{Damaged, Word};
 
 /// Entries per hundred slots at which a shard begins to grow.
-const FILL_PERCENT_MAX: u64 = 80;
+const FILL_PERCENT_MAX: u64 = 82;
 /// Entries per hundred slots at which memory for growing is reserved.
-const FILL_PERCENT_RESERVE: u64 = 79;
+const FILL_PERCENT_RESERVE: u64 = 81;
 /// Steps an insert takes along.
 const STEPS_PER_INSERT: usize = 8;
 /// Most bucket memory that one insert reserves, in bytes.
