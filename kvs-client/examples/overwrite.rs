@@ -1,5 +1,5 @@
-//! Measures whether values of many sizes fragment the store: fills it to a part of its capacity with values of 1 KiB to 1 MiB,
-//! then replaces values at random by others of random size, keeping that fill, and counts "store full".
+//! Measures whether values of many sizes fragment the store: values of 1 KiB to 1 MiB under random keys are overwritten by others
+//! of random size. What would exceed the wanted part of the capacity has others deleted first. Counts "store full".
 //!
 //! ```text
 //! cargo run --release -p kvs-client --example overwrite -- 127.0.0.1:9999 600 80
@@ -43,28 +43,30 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let wanted = (number(&mut client, "capacity_bytes")? * percent / 100) as usize;
     let mut random = Random(7);
     let bytes: Vec<u8> = (0..SIZE_MAX as usize).map(|at| (at * 31 + at / 251) as u8).collect();
-    let (mut sizes, mut live): (Vec<usize>, usize) = (Vec::new(), 0);
-    let (mut writes, mut written, mut full) = (0u64, 0u64, 0u64);
+    // Enough keys to exceed the wanted fill, so that it is always near it.
+    let mean = (SIZE_MAX - SIZE_MIN) / (SIZE_MAX / SIZE_MIN).ln();
+    let mut sizes = vec![0usize; (wanted as f64 / mean * 1.1) as usize];
+    let (mut live, mut writes, mut written, mut full) = (0, 0u64, 0u64, 0u64);
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(seconds) {
-        let size = random.size();
-        // Below the wanted fill a new key; above it, one that holds more than what replaces it.
-        let which = if live + size <= wanted { sizes.len() } else { random.below(sizes.len()) };
-        if which < sizes.len() && live - sizes[which] + size > wanted {
-            continue;
+        let (which, size) = (random.below(sizes.len()), random.size());
+        while live - sizes[which] + size > wanted {
+            let other = random.below(sizes.len());
+            if client.delete(key_of(other))? {
+                live -= std::mem::take(&mut sizes[other]);
+            }
         }
-        match client.set(format!("value {which}"), &bytes[..size]) {
+        match client.set(key_of(which), &bytes[..size]) {
             Ok(()) => {
-                if which == sizes.len() {
-                    sizes.push(0);
-                }
                 live = live - sizes[which] + size;
                 sizes[which] = size;
                 (writes, written) = (writes + 1, written + size as u64);
             }
             Err(error) => {
                 full += 1;
-                eprintln!("after {writes} writes, {live} bytes live: {error}");
+                if full == 1 {
+                    eprintln!("after {writes} writes, {live} bytes live, a value of {size}: {error}");
+                }
             }
         }
     }
@@ -73,9 +75,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "{writes} writes of {written} bytes in {:.0} s, {full} refused; {} values of {live} bytes live ({percent} % of the \
          capacity), {segment} bytes taken",
         started.elapsed().as_secs_f64(),
-        sizes.len()
+        sizes.iter().filter(|&&size| size > 0).count()
     );
     Ok(())
+}
+
+fn key_of(which: usize) -> String {
+    format!("value {which}")
 }
 
 fn number(client: &mut Client, wanted: &str) -> Result<u64, kvs_client::Error> {
