@@ -1,0 +1,134 @@
+//! The promise: whatever bytes come from a client or are found in a segment, nothing crashes.
+//!
+//! Method: the bodies of the fuzz targets (`kvs-core/fuzz`, run there by `cargo +nightly fuzz run NAME`) get inputs made here: at
+//! random, and valid ones with a few bytes changed. `KVS_FUZZ` sets how many for each, `KVS_SEED` repeats a run.
+
+#[path = "../kvs-core/fuzz/src/lib.rs"]
+mod bodies;
+
+use std::path::Path;
+
+use kvs_core::wire::{
+    KeyBytes, Request, RequestBody, Response, ResponseBody, SetCondition, encode_request, encode_response,
+};
+use kvs_harness::random::{Random, seed};
+use kvs_harness::store::Place;
+
+fn inputs(default: u64) -> u64 {
+    std::env::var("KVS_FUZZ").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Some bytes become others.
+fn mutate(random: &mut Random, mut bytes: Vec<u8>) -> Vec<u8> {
+    for _ in 0..random.below(4) {
+        if bytes.is_empty() {
+            break;
+        }
+        let at = random.below(bytes.len() as u64) as usize;
+        match random.below(4) {
+            0 => bytes[at] = random.number() as u8,
+            1 => bytes[at] ^= 1 << random.below(8),
+            2 => bytes.truncate(at),
+            _ => bytes[at] = [0, 0x7f, 0x80, 0xff][random.below(4) as usize],
+        }
+    }
+    bytes
+}
+
+fn some_bytes(random: &mut Random, longest: u64) -> Vec<u8> {
+    let length = random.below(longest + 1) as usize;
+    random.bytes(length)
+}
+
+fn some_request(random: &mut Random) -> Vec<u8> {
+    let key = [b'k', random.below(9) as u8];
+    let value = if random.once_in(12) { some_bytes(random, 200_000) } else { some_bytes(random, 5_000) };
+    let condition = if random.once_in(3) { SetCondition::IfAbsent } else { SetCondition::Always };
+    let body = match random.below(6) {
+        0 => RequestBody::Get { key: &key },
+        1 | 2 => RequestBody::Set { condition, key: &key, value: &value },
+        3 => RequestBody::Delete { key: &key },
+        4 => RequestBody::Increment { key: &key, by: random.number() as i64 },
+        _ => RequestBody::List { prefix: &key[..1], cursor: random.below(3), limit: random.below(9) as u32 },
+    };
+    let mut frame = Vec::new();
+    encode_request(&mut frame, &Request { number: random.number() as u32, body });
+    frame
+}
+
+fn some_response(random: &mut Random) -> Vec<u8> {
+    let value = some_bytes(random, 40);
+    let body = match random.below(3) {
+        0 => ResponseBody::Value { value: &value },
+        1 => ResponseBody::Number { value: random.number() as i64 },
+        _ => ResponseBody::Keys { keys: vec![KeyBytes(&value)], next: Some(random.number()) },
+    };
+    let mut frame = Vec::new();
+    encode_response(&mut frame, &Response { number: random.number() as u32, body });
+    frame
+}
+
+#[test]
+fn fuzz_frames_of_any_bytes_decode_or_are_refused() {
+    let mut random = Random::new(seed());
+    for _ in 0..inputs(200_000) {
+        let frame = match random.below(3) {
+            0 => some_request(&mut random),
+            1 => some_response(&mut random),
+            _ => some_bytes(&mut random, 40),
+        };
+        let bytes = mutate(&mut random, frame);
+        bodies::frame(&bytes);
+        bodies::frame(bytes.get(5..).unwrap_or_default());
+    }
+}
+
+#[test]
+fn fuzz_connections_fed_with_any_bytes_answer_in_frames_and_leave_nothing() {
+    let mut random = Random::new(seed());
+    for _ in 0..inputs(300) {
+        let mut stream = vec![random.number() as u8 & !u8::from(!random.once_in(8))];
+        for _ in 0..random.below(12) {
+            let request = some_request(&mut random);
+            let broken = random.once_in(6);
+            stream.extend(if broken { mutate(&mut random, request) } else { request });
+        }
+        bodies::connection(&stream);
+    }
+}
+
+/// Changes of words, twelve bytes each, that are often near what could be there.
+fn some_changes(random: &mut Random) -> Vec<u8> {
+    let mut input = Vec::new();
+    for _ in 0..random.between(1, 10) {
+        let value = match random.below(5) {
+            0 => random.number(),
+            1 => random.below(5_000),
+            2 => u64::MAX - random.below(3),
+            // What looks like an offset, or a slot.
+            _ => random.below(1 << 26) * 16 | random.below(1 << 16) << 48,
+        };
+        input.extend_from_slice(&(random.number() as u32).to_le_bytes());
+        input.extend_from_slice(&value.to_le_bytes());
+    }
+    input
+}
+
+#[test]
+fn fuzz_segments_with_any_words_are_verified_recovered_and_used() {
+    let mut random = Random::new(seed());
+    for _ in 0..inputs(200) {
+        bodies::segment(&some_changes(&mut random));
+    }
+}
+
+#[test]
+fn fuzz_segment_files_with_any_words_are_opened_or_refused() {
+    let mut random = Random::new(seed());
+    let place = Place::new();
+    let path = Path::new("/dev/shm").join(format!("kvs-{}", place.name()));
+    for _ in 0..inputs(200) {
+        bodies::attach(&path, &some_changes(&mut random));
+    }
+    std::fs::remove_file(&path).expect("the last one is there");
+}
