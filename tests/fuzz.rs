@@ -106,7 +106,7 @@ fn some_changes(random: &mut Random) -> Vec<u8> {
             1 => random.below(5_000),
             2 => u64::MAX - random.below(3),
             // What looks like an offset, or a slot.
-            _ => random.below(1 << 26) * 16 | random.below(1 << 16) << 48,
+            _ => (random.below(1 << 26) * 16) | (random.below(1 << 16) << 48),
         };
         input.extend_from_slice(&(random.number() as u32).to_le_bytes());
         input.extend_from_slice(&value.to_le_bytes());

@@ -16,48 +16,37 @@ use crate::segment::layout::{ConnectionSlot, WorkerSlot};
 use crate::segment::{Segment, SegmentView};
 use crate::sys::crash;
 use crate::table::Table;
+use crate::table::tests::Step;
 use crate::transaction;
 use crate::wire::{RequestBody, SetCondition};
 
 type Model = HashMap<Vec<u8>, Vec<u8>>;
 
-#[derive(Debug, Clone)]
-enum Step {
-    Set { key: u16, length: usize, if_absent: bool },
-    Delete { key: u16 },
-    Increment { key: u16, by: i64 },
-    Get { key: u16 },
+fn key_of(step: &Step) -> Vec<u8> {
+    let (Step::Set { key, .. } | Step::Delete { key } | Step::Increment { key, .. } | Step::Get { key }) =
+        step;
+    format!("key {key}").into_bytes()
 }
 
-impl Step {
-    fn key(&self) -> Vec<u8> {
-        let (Self::Set { key, .. } | Self::Delete { key } | Self::Increment { key, .. } | Self::Get { key }) =
-            self;
-        format!("key {key}").into_bytes()
-    }
-
-    /// Does it to the model; returns the answer.
-    fn apply(&self, model: &mut Model, value: Vec<u8>) -> Answer {
-        let key = self.key();
-        match self {
-            Self::Set { if_absent: true, .. } if model.contains_key(&key) => other("Exists"),
-            Self::Set { .. } => {
-                model.insert(key, value);
-                other("Stored")
-            }
-            Self::Delete { .. } => other(if model.remove(&key).is_some() { "Deleted" } else { "Missing" }),
-            Self::Get { .. } => {
-                model.get(&key).map_or(other("Missing"), |value| Answer::Value(value.clone()))
-            }
-            Self::Increment { by, .. } => {
-                let old = model.get(&key).map(|value| String::from_utf8_lossy(value).parse::<i64>());
-                match old.unwrap_or(Ok(0)) {
-                    Ok(old) => {
-                        model.insert(key, (old + by).to_string().into_bytes());
-                        Answer::Number(old + by)
-                    }
-                    Err(_) => other("not a number"),
+/// Does it to the model; returns the answer.
+fn apply(step: &Step, model: &mut Model, value: Vec<u8>) -> Answer {
+    let key = key_of(step);
+    match step {
+        Step::Set { if_absent: true, .. } if model.contains_key(&key) => other("Exists"),
+        Step::Set { .. } => {
+            model.insert(key, value);
+            other("Stored")
+        }
+        Step::Delete { .. } => other(if model.remove(&key).is_some() { "Deleted" } else { "Missing" }),
+        Step::Get { .. } => model.get(&key).map_or(other("Missing"), |value| Answer::Value(value.clone())),
+        Step::Increment { by, .. } => {
+            let old = model.get(&key).map(|value| String::from_utf8_lossy(value).parse::<i64>());
+            match old.unwrap_or(Ok(0)) {
+                Ok(old) => {
+                    model.insert(key, (old + by).to_string().into_bytes());
+                    Answer::Number(old + by)
                 }
+                Err(_) => other("not a number"),
             }
         }
     }
@@ -115,14 +104,14 @@ impl Dying {
         let context = Context::new(&table, worker, &super::tests::NoStatistics, VALUE_BYTES_MAX_DEFAULT, 8);
         let mut client = Client::greeted(&segment, context);
         for (index, (step, stores)) in steps.iter().enumerate() {
-            let key = step.key();
+            let key = key_of(step);
             let value = match step {
                 Step::Set { length, .. } => super::tests::bytes_of(*length, index as u8),
                 _ => Vec::new(),
             };
             let answer = crash::die_before(*stores, || client.ask(&request(step, &key, &value)));
             let mut after = self.model.clone();
-            let expected = step.apply(&mut after, value);
+            let expected = apply(step, &mut after, value);
             match answer {
                 Some(Answer::Error(..)) if expected == other("not a number") => {}
                 Some(answer) => {

@@ -8,11 +8,11 @@ use proptest::prelude::*;
 
 use super::context::Statistics;
 use super::*;
-use crate::arena::extents::free_in_extent;
 use crate::control::StatisticOwned;
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX_DEFAULT};
-use crate::segment::layout::{EXTENT_BYTES, ORDERS, WorkerSlot};
+use crate::segment::layout::WorkerSlot;
 use crate::table::Table;
+use crate::table::tests::bytes_in_use;
 use crate::wire::{PROTOCOL, Request, RequestBody, SetCondition, decode_response, encode_request};
 
 pub(crate) struct NoStatistics;
@@ -52,15 +52,6 @@ fn keys_of(table: &Table) -> Vec<Vec<u8>> {
         cursor = table.scan(at, 100, &mut |key| keys.push(key.to_vec())).expect("sound");
     }
     keys
-}
-
-fn bytes_in_use(segment: &Segment) -> u64 {
-    let reserved = segment.header().expect("mapped").extents_reserved.load();
-    let free = |index| {
-        let extent = segment.memory().object(segment.regions().extent(index)).expect("in range");
-        (0..ORDERS).map(|order| free_in_extent(extent)[order] * (4096 << order)).sum::<u64>()
-    };
-    reserved * EXTENT_BYTES - (0..reserved).map(free).sum::<u64>()
 }
 
 #[derive(Debug, PartialEq, Eq)]

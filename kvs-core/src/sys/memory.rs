@@ -97,7 +97,8 @@ macro_rules! shared_struct {
         }
         const _: () = assert!(size_of::<$name>() == $size);
         const _: () = {
-            const fn shared<T: $crate::sys::memory::Shared>() {}
+            const fn shared<T: $crate::sys::memory::Shared>() {
+            }
             $(shared::<$type>();)*
         };
         // SAFETY: `repr(C)`, and every field was just proven to be `Shared`; the size leaves no hidden padding

@@ -105,7 +105,7 @@ fn table_of(capacity: u64) -> Table {
 }
 
 /// Bytes of data blocks that are not free.
-fn bytes_in_use(segment: &Segment) -> u64 {
+pub(crate) fn bytes_in_use(segment: &Segment) -> u64 {
     let reserved = segment.header().expect("mapped").extents_reserved.load();
     let free: u64 = (0..reserved)
         .map(|index| {
@@ -116,8 +116,9 @@ fn bytes_in_use(segment: &Segment) -> u64 {
     reserved * (2 << 20) - free
 }
 
+/// Something that is done to a store.
 #[derive(Debug, Clone)]
-enum Step {
+pub(crate) enum Step {
     Set { key: u16, length: usize, if_absent: bool },
     Delete { key: u16 },
     Increment { key: u16, by: i64 },
