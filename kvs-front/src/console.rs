@@ -20,9 +20,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::accept;
-use crate::front::Front;
+use crate::front::{Event, Front};
 use crate::operator::{self, Answer};
-use crate::supervise::Event;
 
 /// Longest command, in bytes.
 const COMMAND_BYTES_MAX: usize = 1024;

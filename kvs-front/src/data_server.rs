@@ -25,11 +25,10 @@ use kvs_front::program;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::front::Front;
+use crate::front::{self, Event, Front};
 use crate::link::SEND_PATIENCE;
-use crate::supervise::Event;
 
 /// A data server that was launched.
 pub struct DataServer {
@@ -111,7 +110,7 @@ impl DataServer {
 
     /// Kills it.
     pub fn kill(&self) {
-        kill(&self.process);
+        front::kill(&self.process);
     }
 
     /// Kills it, and returns when each of its threads is proven dead. Its memory and its files may go a little later.
@@ -121,14 +120,6 @@ impl DataServer {
             log::error!("{error}; waiting for the whole end of data server {} instead", self.pid);
             await_end(&self.process);
         }
-    }
-}
-
-/// Kills the process that `process` stands for; one that is dead already is no error.
-pub fn kill(process: &OwnedFd) {
-    match pidfd_send_signal(process, Signal::KILL) {
-        Ok(()) | Err(Errno::SRCH) => {}
-        Err(error) => log::error!("can't kill the data server: {error}"),
     }
 }
 

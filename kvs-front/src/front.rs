@@ -5,20 +5,34 @@
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context as _;
 use crossbeam_channel::Sender;
+use kvs_core::control::DataMessage;
 use kvs_front::options::ServerOptions;
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::clients::Clients;
-use crate::data_server;
 use crate::descriptors::ConnectionLimit;
 use crate::link::Link;
 use crate::listen::SocketFiles;
-use crate::supervise::Event;
+
+/// What the supervisor learns of.
+pub enum Event {
+    /// The data server of this generation says so; not its answers to the operator.
+    Said(u64, DataMessage, Vec<OwnedFd>),
+    /// The data server of this generation is dead, or doesn't talk any more.
+    Dead(u64),
+    /// The data server of this generation has ended and is reaped.
+    Ended(u64, Option<ExitStatus>),
+    /// The store shall end.
+    Quit,
+}
 
 /// What all threads of the front server see.
 pub struct Front {
@@ -87,8 +101,16 @@ impl Front {
     pub fn end_at_once(&self, status: i32) -> ! {
         self.remove_socket_files();
         if let Some(process) = &*self.process.lock().unwrap_or_else(PoisonError::into_inner) {
-            data_server::kill(process);
+            kill(process);
         }
         std::process::exit(status)
+    }
+}
+
+/// Kills the process that `process` stands for; one that is dead already is no error.
+pub fn kill(process: &OwnedFd) {
+    match pidfd_send_signal(process, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => log::error!("can't kill the data server: {error}"),
     }
 }

@@ -7,8 +7,7 @@ use anyhow::Context as _;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::front::Front;
-use crate::supervise::Event;
+use crate::front::{Event, Front};
 
 /// Starts the thread that waits for signals.
 ///

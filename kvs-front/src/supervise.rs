@@ -15,7 +15,6 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,7 +26,7 @@ use kvs_core::wire::ErrorCode;
 use crate::accept::Accepting;
 use crate::console;
 use crate::data_server::DataServer;
-use crate::front::Front;
+use crate::front::{Event, Front};
 use crate::notify::notify;
 use crate::pace::Pace;
 use crate::refuse;
@@ -38,18 +37,6 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const START_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a data server that could not start has to end by itself, and to be reaped.
 const END_PATIENCE: Duration = Duration::from_secs(2);
-
-/// What the supervisor learns of.
-pub enum Event {
-    /// The data server of this generation says so; not its answers to the operator.
-    Said(u64, DataMessage, Vec<OwnedFd>),
-    /// The data server of this generation is dead, or doesn't talk any more.
-    Dead(u64),
-    /// The data server of this generation has ended and is reaped.
-    Ended(u64, Option<ExitStatus>),
-    /// The store shall end.
-    Quit,
-}
 
 /// What a data server says of itself when it is ready.
 struct Readiness {

@@ -61,6 +61,20 @@ pub struct TargetOptions {
     pub unix: Option<PathBuf>,
 }
 
+/// What of the segment is wanted.
+#[derive(Debug, Args)]
+pub struct InspectOptions {
+    /// Dump every key and value
+    #[arg(long, conflicts_with_all = ["key", "shard"])]
+    pub entries: bool,
+    /// Show where one key is, and its value; exit status 2 when there is no such key
+    #[arg(long, value_name = "KEY", conflicts_with = "shard", allow_hyphen_values = true)]
+    pub key: Option<OsString>,
+    /// Show one shard in detail
+    #[arg(long, value_name = "N")]
+    pub shard: Option<u64>,
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -135,7 +149,7 @@ pub enum Command {
     #[command(
         after_help = "Examples:\n  kvs-tools inspect\n  kvs-tools inspect --key greeting\n  kvs-tools inspect --shard 3"
     )]
-    Inspect(crate::inspect::What),
+    Inspect(InspectOptions),
 
     /// Verify every invariant of a segment, server running or not
     ///

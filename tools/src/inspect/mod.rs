@@ -10,31 +10,17 @@ mod entries;
 mod overview;
 mod shard;
 
-use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::anyhow;
 use kvs_core::segment::SegmentView;
 
+use crate::cli::InspectOptions;
 use crate::output::{self, Format, Outcome};
 use crate::target::Target;
 
-/// What of the segment is wanted.
-#[derive(Debug, clap::Args)]
-pub struct What {
-    /// Dump every key and value
-    #[arg(long, conflicts_with_all = ["key", "shard"])]
-    entries: bool,
-    /// Show where one key is, and its value; exit status 2 when there is no such key
-    #[arg(long, value_name = "KEY", conflicts_with = "shard", allow_hyphen_values = true)]
-    key: Option<OsString>,
-    /// Show one shard in detail
-    #[arg(long, value_name = "N")]
-    shard: Option<u64>,
-}
-
 /// Looks into the segment.
-pub fn run(target: &Target, format: Format, what: &What) -> anyhow::Result<Outcome> {
+pub fn run(target: &Target, format: Format, what: &InspectOptions) -> anyhow::Result<Outcome> {
     let path = target.name_for("inspect")?.segment_path();
     let view = SegmentView::open(&path)?;
     if what.entries {
