@@ -54,8 +54,8 @@ use supervise::Supervisor;
 const ABOUT: &str = "\
 The front server of kvs: a key-value store that survives kill -9
 
-Starts the whole store: listens for clients, starts the data server (kvs-data, beside this program or on PATH) and passes
-every client's socket to it. When the store is ready, one line on standard output says where it listens. Ctrl-C, SIGTERM or
+Starts the whole store: listens for clients, starts the data server (kvs-data, beside this program or on PATH) and passes \
+every client's socket to it. When the store is ready, one line on standard output says where it listens. Ctrl-C, SIGTERM or \
 `quit` on the console end it in order; the segment stays, so that the next start has all data at once.";
 
 const EXAMPLES: &str = "\
