@@ -8,7 +8,7 @@
 //! | [`block_list`] | many blocks strung together, for what is larger than one |
 //!
 //! Nothing large ever needs one contiguous piece: a big value is a list of blocks, so memory that is free is
-//! memory that can be used, however it is scattered.
+//! memory that it can use, however it is scattered. Small values need 16 KiB in one piece, for a slab, now and then.
 //!
 //! Invariants
 //! - A block is either free, which its bit says, or owned by exactly one thing: a slab, an entry, a connection's
