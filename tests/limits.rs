@@ -196,7 +196,8 @@ fn full_store_refuses_writes_reads_on_and_has_room_after_deletes() {
 /// Of some more values at least one is refused, with what to do about it, and isn't there then.
 fn assert_full(connection: &mut Connection, length: usize) {
     let value = vec![1; length];
-    let mut more = (0..50).map(|number| format!("more {number}").into_bytes());
+    // Keys as long as the others have, so that these values take blocks of the same size.
+    let mut more = (0..50).map(|number| format!("more {number:06}").into_bytes());
     let refused = more.find_map(|key| {
         let Answer::Error(code, message) = connection.ask(&set(&key, &value)).expect("answered") else {
             return None;
@@ -204,7 +205,7 @@ fn assert_full(connection: &mut Connection, length: usize) {
         assert_eq!(code, ErrorCode::StoreFull, "{message}");
         Some((key, message))
     });
-    let (key, message) = refused.expect("a full store refuses");
+    let (key, message) = refused.unwrap_or_else(|| panic!("a full store takes 50 more values of {length} bytes"));
     assert!(message.contains("--capacity"), "what to do is not said: {message}");
     assert_eq!(connection.ask(&get(&key)).expect("read"), Answer::Missing);
 }
