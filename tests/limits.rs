@@ -205,7 +205,8 @@ fn assert_full(connection: &mut Connection, length: usize) {
         assert_eq!(code, ErrorCode::StoreFull, "{message}");
         Some((key, message))
     });
-    let (key, message) = refused.unwrap_or_else(|| panic!("a full store takes 50 more values of {length} bytes"));
+    let (key, message) =
+        refused.unwrap_or_else(|| panic!("a full store takes 50 more values of {length} bytes"));
     assert!(message.contains("--capacity"), "what to do is not said: {message}");
     assert_eq!(connection.ask(&get(&key)).expect("read"), Answer::Missing);
 }

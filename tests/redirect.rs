@@ -8,10 +8,12 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kvs_harness::binaries;
 use kvs_harness::connection::{Answer, Connection, delete, get, hello, increment, set};
 use kvs_harness::processes::Paused;
 use kvs_harness::random::Random;
 use kvs_harness::store::{Launch, Store};
+use kvs_harness::wait::{SOON, eventually_some};
 
 /// Longest time in which another client's small request may be answered while one misbehaves. Generous: the test
 /// is about being served at all, on a machine that is busy with other tests.
@@ -232,4 +234,16 @@ fn many_clients_at_once_see_each_others_writes() {
     });
     let total = (CLIENTS * ROUNDS).to_string().into_bytes();
     assert_eq!(store.connect().ask(&get(b"all together")).expect("read"), Answer::Value(total));
+}
+
+#[test]
+fn data_server_started_by_hand_starts_the_whole_store() {
+    let store = Launch::new().front(binaries::program("kvs-data")).start();
+    let mut connection = store.connect();
+    assert_eq!(connection.ask(&set(b"key", b"value")).expect("stored"), Answer::Stored);
+    store.kill_data();
+    let answer = eventually_some("the next data server answers", SOON, || {
+        Connection::welcomed_tcp(store.ready().tcp).and_then(|mut new| new.ask(&get(b"key"))).ok()
+    });
+    assert_eq!(answer, Answer::Value(b"value".to_vec()));
 }

@@ -62,11 +62,7 @@ fn main() -> ExitCode {
 /// The front server starts the data server; so this process becomes the front server.
 fn become_front(options: &ServerOptions) -> ExitCode {
     let error: Box<dyn std::error::Error> = match program::find("kvs-front") {
-        Ok(path) => {
-            let console = clap::ValueEnum::to_possible_value(&options.console);
-            let console = console.map_or_else(String::new, |value| value.get_name().to_owned());
-            Command::new(path).args(options.to_arguments()).args(["--console", &console]).exec().into()
-        }
+        Ok(path) => Command::new(path).args(options.to_arguments()).exec().into(),
         Err(error) => error.into(),
     };
     eprintln!("kvs-data: can't start the front server: {error}");
