@@ -1,5 +1,6 @@
 //! What is done with each input: anything but a panic, a signal or an endless loop is right, and what is stated here besides.
 //! `tests/fuzz.rs` runs the same on inputs of its own in every test run.
+#![forbid(unsafe_code)]
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
