@@ -18,6 +18,7 @@
 //!
 //! A crash leaves an entry published or its block free.
 
+use super::hash::{HashSeed, KeyHash};
 use crate::arena::block_list::{CHUNKS_MAX, Chunk};
 use crate::segment::layout::LAYOUT_HASH;
 use crate::sys::memory::{Damaged, Memory, View, Word};
@@ -260,6 +261,23 @@ impl<'v> Entry<'v> {
         target.clear();
         target.resize(self.key_length() as usize, 0);
         self.copy_content(0, target)
+    }
+
+    /// The hash of its key.
+    ///
+    /// # Errors
+    /// [`Damaged`] when its content can't be where it should.
+    pub fn hash(&self, seed: HashSeed) -> Result<KeyHash, Damaged> {
+        let mut hasher = seed.hasher(0);
+        let mut buffer = [0u8; 128];
+        let mut at = 0;
+        while at < self.key_length() {
+            let piece = &mut buffer[..(self.key_length() - at).min(128) as usize];
+            self.copy_content(at, piece)?;
+            hasher.write(piece);
+            at += piece.len() as u64;
+        }
+        Ok(hasher.finish())
     }
 
     /// Whether the checksum fits.

@@ -13,6 +13,8 @@
 //!
 //! Lock: the shard's. A crash completes the step or finds it not begun.
 
+use arrayvec::ArrayVec;
+
 use super::TableError;
 use super::bucket::{BucketHeader, Buckets, Slot};
 use super::entry::Entry;
@@ -93,12 +95,9 @@ impl ShardWriter<'_, '_> {
         let geometry = self.geometry()?;
         let home = geometry.frontier - 1;
         let buckets = Buckets::of(&self.table.segment, self.index);
-        let moving = self.entries_of_old_home(buckets, geometry, home)?;
-        if moving.len() > MOVES_MAX {
-            return Ok(false);
-        }
+        let Some(moving) = self.entries_of_old_home(buckets, geometry, home)? else { return Ok(false) };
         let mut headers = NewHeaders::default();
-        let mut taken = Vec::with_capacity(moving.len());
+        let mut taken = ArrayVec::<_, MOVES_MAX>::new();
         for entry in &moving {
             let new_home = geometry.new_home(entry.hash.0);
             let bucket = if entry.bucket >= new_home {
@@ -126,13 +125,13 @@ impl ShardWriter<'_, '_> {
         Ok(true)
     }
 
-    /// The entries within reach of old home `home` that are at home there.
+    /// The entries within reach of old home `home` that are at home there; None when they are more than a step moves.
     fn entries_of_old_home<'v>(
         &self,
         buckets: Buckets<'v>,
         geometry: Geometry,
         home: u32,
-    ) -> Result<Vec<Moving<'v>>, Damaged> {
+    ) -> Result<Option<ArrayVec<Moving<'v>, MOVES_MAX>>, Damaged> {
         let view = self.table.segment.memory();
         let first = u64::from(home);
         let within = first..=first + buckets.header(first)?.reach;
@@ -143,20 +142,20 @@ impl ShardWriter<'_, '_> {
                 .filter_map(|word| Slot::decode(word.load()))
                 .for_each(|slot| Entry::prefetch(view, slot.offset));
         }
-        let mut moving = Vec::new();
-        let mut key = Vec::new();
+        let mut moving = ArrayVec::new();
         for bucket in within {
             for word in &buckets.get(bucket)?.slots {
                 let Some(slot) = Slot::decode(word.load()) else { continue };
                 let entry = Entry::load(view, slot.offset)?.ok_or(Damaged { offset: slot.offset })?;
-                entry.copy_key(&mut key)?;
-                let hash = self.table.hash_of(&key);
-                if geometry.is_old_home(hash.0, home) {
-                    moving.push(Moving { bucket, slot: word, hash });
+                let hash = entry.hash(self.table.seed)?;
+                if geometry.is_old_home(hash.0, home)
+                    && moving.try_push(Moving { bucket, slot: word, hash }).is_err()
+                {
+                    return Ok(None);
                 }
             }
         }
-        Ok(moving)
+        Ok(Some(moving))
     }
 
     fn note_headers(
@@ -197,7 +196,7 @@ fn free_slot<'v>(
 /// New homes of one step, with the reach their entries need. A step has one or two of them, three at most.
 #[derive(Default)]
 struct NewHeaders {
-    homes: Vec<(u64, u64)>,
+    homes: ArrayVec<(u64, u64), MOVES_MAX>,
 }
 
 impl NewHeaders {

@@ -39,11 +39,35 @@ impl HashSeed {
     /// The hash of `key` in `group`; group 0 is the store itself.
     #[inline]
     pub fn hash(self, group: u32, key: &[u8]) -> KeyHash {
+        let mut hasher = self.hasher(group);
+        hasher.write(key);
+        hasher.finish()
+    }
+
+    /// Hashes a key in `group` piece by piece.
+    #[inline]
+    pub fn hasher(self, group: u32) -> KeyHasher {
         let mut hasher = SipHasher13::new_with_keys(self.0[0], self.0[1]);
         if group != 0 {
             hasher.write_u32(group);
         }
-        hasher.write(key);
-        KeyHash(hasher.finish())
+        KeyHasher(hasher)
+    }
+}
+
+/// A hash in the making.
+pub struct KeyHasher(SipHasher13);
+
+impl KeyHasher {
+    /// The next piece of the key.
+    #[inline]
+    pub fn write(&mut self, piece: &[u8]) {
+        self.0.write(piece);
+    }
+
+    /// The hash of all pieces.
+    #[inline]
+    pub fn finish(&self) -> KeyHash {
+        KeyHash(self.0.finish())
     }
 }

@@ -7,6 +7,10 @@
 //!
 //! Lock: the shard's, held by the transaction. A crash is the transaction's affair.
 
+use std::fmt::Write as _;
+
+use arrayvec::ArrayString;
+
 use super::bucket::{BucketHeader, Buckets, Slot};
 use super::entry::{self, Content, Entry};
 use super::geometry::Geometry;
@@ -19,6 +23,9 @@ use crate::segment::layout::{BLOCK_BYTES, REACH_MAX, Shard};
 use crate::sys::memory::{Damaged, Word};
 use crate::transaction::Transaction;
 use crate::wire::SetCondition;
+
+/// Digits of the longest number of 64 bits, and its sign.
+const DIGITS_MAX: usize = 20;
 
 /// One shard, locked for a change.
 pub(super) struct ShardWriter<'w, 's> {
@@ -125,7 +132,9 @@ impl<'w, 's> ShardWriter<'w, 's> {
         if located.found.is_none() {
             located = self.make_room(hash, key, located)?;
         }
-        let value = sum.to_string();
+        let mut value = ArrayString::<DIGITS_MAX>::new();
+        // It has room for every number.
+        let _ = write!(value, "{sum}");
         if Table::fits_inline(key.len(), value.len()) {
             self.put(&located, hash, key, &Content::Inline(value.as_bytes()))?;
         } else {
@@ -246,14 +255,12 @@ impl<'w, 's> ShardWriter<'w, 's> {
         }
         let buckets = Buckets::of(&self.table.segment, self.index);
         let geometry = self.geometry()?;
-        let mut key = Vec::new();
         for distance in (1..=reach).rev() {
             for word in &buckets.get(located.home + distance)?.slots {
                 let Some(slot) = Slot::decode(word.load()).filter(|_| !std::ptr::eq(word, found.slot)) else {
                     continue;
                 };
-                self.entry(slot.offset)?.copy_key(&mut key)?;
-                if geometry.home(self.table.hash_of(&key).0) == located.home {
+                if geometry.home(self.entry(slot.offset)?.hash(self.table.seed)?.0) == located.home {
                     return Ok(distance);
                 }
             }
@@ -268,8 +275,7 @@ fn length_of(entry: &Entry<'_>) -> u64 {
 
 /// The decimal number that is the entry's value.
 fn number_in(entry: &Entry<'_>) -> Result<i64, TableError> {
-    // As many digits as the longest number of 64 bits, and a sign.
-    let mut digits = [0u8; 20];
+    let mut digits = [0u8; DIGITS_MAX];
     let length = entry.value_length() as usize;
     let digits = digits.get_mut(..length).ok_or(TableError::NotANumber)?;
     entry.copy_value(0, digits)?;
