@@ -15,8 +15,9 @@ use anyhow::{Context as _, bail};
 use kvs_core::connection::slot;
 use kvs_core::control::StartKind;
 use kvs_core::instance::{ByteSize, InstanceName};
-use kvs_core::segment::layout::{ConnectionSlot, WorkerSlot};
-use kvs_core::segment::{Segment, store_text};
+use kvs_core::limits::CAPACITY_BYTES_DEFAULT;
+use kvs_core::segment::layout::{ConnectionSlot, EXTENT_BYTES, WorkerSlot};
+use kvs_core::segment::{Segment, default_capacity, store_text};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::table::Table;
 use kvs_core::transaction::{self, Recovered, TransactionError};
@@ -45,17 +46,22 @@ pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<(Segment, Tab
     let (segment, created) = match told.segment {
         Some(file) => (Segment::attach(&path, file)?, false),
         None => {
-            let opened = Segment::open_or_create(&path, options.capacity.0)?;
+            let capacity = options.capacity.map_or_else(|| default_capacity(&path), |capacity| capacity.0);
+            let opened = Segment::open_or_create(&path, capacity)?;
             (opened.segment, opened.created)
         }
     };
     let table = Table::new(&segment)?;
     if created {
         segment.claim_worker(options.worker_count() as u64)?;
+        let capacity = segment.regions().capacity_bytes;
+        if options.capacity.is_none() && capacity < CAPACITY_BYTES_DEFAULT {
+            log::warn!("the capacity is {}: /dev/shm holds no more", ByteSize(capacity));
+        }
     } else {
         recover(&segment, &table, &options.name)?;
         let capacity = segment.regions().capacity_bytes;
-        if capacity != options.capacity.0 {
+        if options.capacity.is_some_and(|wanted| wanted.0 / EXTENT_BYTES * EXTENT_BYTES != capacity) {
             log::warn!(
                 "the segment keeps the capacity of {} it was made with; to change it, export, purge and import",
                 ByteSize(capacity)

@@ -9,8 +9,8 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, ValueEnum};
 use kvs_core::instance::{ByteSize, InstanceName, ParseError, format_duration, parse_duration};
 use kvs_core::limits::{
-    CAPACITY_BYTES_DEFAULT, CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN, CONNECTIONS_MAX_DEFAULT,
-    CONNECTIONS_MAX_LIMIT, VALUE_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_LIMIT, WORKER_THREADS_MAX,
+    CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN, CONNECTIONS_MAX_DEFAULT, CONNECTIONS_MAX_LIMIT,
+    VALUE_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_LIMIT, WORKER_THREADS_MAX,
 };
 
 /// Exit status of wrong usage.
@@ -119,14 +119,14 @@ pub struct ServerOptions {
         value_parser = parse_max_value)]
     pub max_value: ByteSize,
 
-    /// Most memory the segment may take
+    /// Most memory the segment may take [default: 1GiB, or what /dev/shm holds where that is less]
     ///
     /// 16MiB to 1TiB, rounded down to 2MiB. Memory is taken as data grows, not at start; when it is used up, writes get
     /// "store full". A segment that is there already keeps the capacity it was made with.
-    #[arg(long, env = "KVS_CAPACITY", default_value_t = ByteSize(CAPACITY_BYTES_DEFAULT), value_name = "SIZE", help_heading = "Data",
+    #[arg(long, env = "KVS_CAPACITY", value_name = "SIZE", help_heading = "Data",
         allow_negative_numbers = true,
         value_parser = parse_capacity)]
-    pub capacity: ByteSize,
+    pub capacity: Option<ByteSize>,
 
     /// Backup file [default: $XDG_STATE_HOME/kvs/NAME.backup or ~/.local/state/kvs/NAME.backup]
     ///
@@ -219,10 +219,12 @@ impl ServerOptions {
         add("--name", self.name.to_string().into());
         add("--max-connections", self.max_connections.to_string().into());
         add("--max-value", self.max_value.to_string().into());
-        add("--capacity", self.capacity.to_string().into());
         add("--durability", self.durability.to_string().into());
         add("--log-level", self.log_level.clone().into());
         add("--console", self.console.to_string().into());
+        if let Some(capacity) = self.capacity {
+            add("--capacity", capacity.to_string().into());
+        }
         if let Some(workers) = self.workers {
             add("--workers", workers.to_string().into());
         }

@@ -18,7 +18,7 @@ use super::layout::{
     EXTENT_BYTES, Header, LAYOUT_HASH, LAYOUT_VERSION, MAGIC, PAGE_BYTES, Regions, SHARDS_MAX,
 };
 use super::{Segment, SegmentError, SegmentView};
-use crate::limits::{CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN};
+use crate::limits::{CAPACITY_BYTES_DEFAULT, CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN};
 use crate::sys::memory::{Memory, Offset, View};
 use crate::sys::process::boot_id;
 use crate::table::geometry::Geometry;
@@ -373,21 +373,38 @@ fn check_capacity(path: &Path, wanted: u64) -> Result<u64, SegmentError> {
             "is out of range: choose between {CAPACITY_BYTES_MIN} and {CAPACITY_BYTES_MAX}"
         ));
     }
-    let directory = path.parent().map_or_else(|| PathBuf::from("/dev/shm"), Path::to_path_buf);
-    let system =
-        rustix::fs::statvfs(&directory).map_err(|e| io_error(path, "look at its file system", e.into()))?;
+    let most = memory_of_machine(path)?;
+    if wanted > most {
+        let shown = directory_of(path);
+        return refuse(format!(
+            "is more than this machine has: {} holds at most {most} bytes; choose a smaller --capacity",
+            shown.display()
+        ));
+    }
+    Ok(wanted / EXTENT_BYTES * EXTENT_BYTES)
+}
+
+/// The capacity of a segment at `path` for which none was asked: [`CAPACITY_BYTES_DEFAULT`], or what this machine has where
+/// that is less.
+pub fn default_capacity(path: &Path) -> u64 {
+    // Where the machine can't be asked, making the segment tells why.
+    let most = memory_of_machine(path).unwrap_or(CAPACITY_BYTES_DEFAULT);
+    CAPACITY_BYTES_DEFAULT.min(most / EXTENT_BYTES * EXTENT_BYTES)
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    path.parent().map_or_else(|| PathBuf::from("/dev/shm"), Path::to_path_buf)
+}
+
+/// Most bytes that a segment at `path` could have if nothing else had any.
+fn memory_of_machine(path: &Path) -> Result<u64, SegmentError> {
+    let system = rustix::fs::statvfs(directory_of(path))
+        .map_err(|error| io_error(path, "look at its file system", error.into()))?;
     let room = system.f_blocks.saturating_mul(system.f_frsize);
     let memory = rustix::system::sysinfo();
     let machine = (memory.totalram as u64).saturating_mul(u64::from(memory.mem_unit.max(1)));
     // A tmpfs without a size limit reports none.
-    let most = if room == 0 { machine } else { machine.min(room) };
-    if wanted > most {
-        let shown = directory.display();
-        return refuse(format!(
-            "is more than this machine has: {shown} holds at most {most} bytes; choose a smaller --capacity"
-        ));
-    }
-    Ok(wanted / EXTENT_BYTES * EXTENT_BYTES)
+    Ok(if room == 0 { machine } else { machine.min(room) })
 }
 
 fn random_seed(path: &Path) -> Result<[u64; 2], SegmentError> {
@@ -406,4 +423,16 @@ fn words(bytes: [u8; 16]) -> [u64; 2] {
 fn nanoseconds_since_epoch() -> u64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_capacity_is_one_that_a_segment_may_have() {
+        let capacity = default_capacity(Path::new("/dev/shm/kvs-none"));
+        assert!(capacity <= CAPACITY_BYTES_DEFAULT && capacity.is_multiple_of(EXTENT_BYTES), "{capacity}");
+        assert_eq!(check_capacity(Path::new("/dev/shm/kvs-none"), capacity).ok(), Some(capacity));
+    }
 }
