@@ -18,7 +18,7 @@ use super::layout::{
     EXTENT_BYTES, Header, LAYOUT_HASH, LAYOUT_VERSION, MAGIC, PAGE_BYTES, Regions, SHARDS_MAX,
 };
 use super::{Segment, SegmentError, SegmentView};
-use crate::limits::{CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN, CONNECTIONS_MAX_LIMIT, WORKERS_MAX};
+use crate::limits::{CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN};
 use crate::sys::memory::{Memory, Offset, View};
 use crate::sys::process::boot_id;
 use crate::table::geometry::Geometry;
@@ -338,8 +338,12 @@ fn check_header(path: &Path, view: &View, length: u64) -> Result<Regions, Segmen
 /// must not be taken for one.
 fn check_counts(path: &Path, header: &Header, regions: &Regions) -> Result<(), SegmentError> {
     let counts = [
-        ("worker slots", &header.worker_slots_reserved, WORKERS_MAX as u64),
-        ("connection slots", &header.connection_slots_reserved, u64::from(CONNECTIONS_MAX_LIMIT)),
+        ("worker slots", &header.worker_slots_reserved, crate::limits::WORKERS_MAX as u64),
+        (
+            "connection slots",
+            &header.connection_slots_reserved,
+            u64::from(crate::limits::CONNECTIONS_MAX_LIMIT),
+        ),
         ("extents", &header.extents_reserved, regions.extent_count),
     ];
     for (what, count, most) in counts {
