@@ -3,9 +3,11 @@
 //!
 //! Method: real starts of the real front server in every situation that should be refused, and what it said on standard error.
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::fs::{self, File};
+use std::mem::offset_of;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
+use kvs_core::segment::layout::Header;
 use kvs_harness::binaries;
 use kvs_harness::connection::{Answer, get, set};
 use kvs_harness::store::{Launch, Place, Refused, Store};
@@ -152,6 +154,21 @@ fn segment_cut_short_is_refused_and_kept() {
     let length = file.metadata().expect("its length").len();
     file.set_len(length / 2).expect("cut");
     assert_segment_refused(place, &["kvs-"]);
+}
+
+#[test]
+fn segment_with_more_slots_than_there_can_be_is_refused_and_kept() {
+    let counts = [
+        (offset_of!(Header, worker_slots_reserved), "worker slots"),
+        (offset_of!(Header, connection_slots_reserved), "connection slots"),
+        (offset_of!(Header, extents_reserved), "extents"),
+    ];
+    for (offset, what) in counts {
+        let place = place_with_segment();
+        let segment = File::options().write(true).open(place.segment()).expect("a segment");
+        segment.write_all_at(&70_000u64.to_le_bytes(), offset as u64).expect("written");
+        assert_segment_refused(place, &["70000", what]);
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The promise: whatever bytes come from a client or are found in a segment, nothing crashes.
 //!
-//! Method: the bodies of the fuzz targets (`kvs-core/fuzz`, run there by `cargo +nightly fuzz run NAME`) get inputs made here: at
-//! random, and valid ones with a few bytes changed. `KVS_FUZZ` sets how many for each, `KVS_SEED` repeats a run.
+//! Method: the bodies of the fuzz targets (`kvs-core/fuzz`, run there by `cargo +nightly fuzz run NAME corpus/NAME seeds/NAME`) get
+//! the inputs in `seeds`, the same with a few bytes changed, and others made here. `KVS_FUZZ` sets how many for each, `KVS_SEED`
+//! repeats a run. What a fuzzer finds is kept in `seeds`.
 
 #[path = "../kvs-core/fuzz/src/lib.rs"]
 mod bodies;
@@ -9,13 +10,41 @@ mod bodies;
 use std::path::Path;
 
 use kvs_core::wire::{
-    KeyBytes, Request, RequestBody, Response, ResponseBody, SetCondition, encode_request, encode_response,
+    FRAME_HEADER_BYTES, KeyBytes, Request, RequestBody, Response, ResponseBody, SetCondition, encode_request,
+    encode_response,
 };
+use kvs_harness::binaries::workspace;
 use kvs_harness::random::{Random, seed};
 use kvs_harness::store::Place;
 
 fn inputs(default: u64) -> u64 {
     std::env::var("KVS_FUZZ").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// The inputs kept for a target.
+fn seeds(target: &str) -> Vec<Vec<u8>> {
+    let directory = workspace().join("kvs-core/fuzz/seeds").join(target);
+    let mut files: Vec<_> =
+        std::fs::read_dir(&directory).expect("seeds").map(|file| file.expect("a seed").path()).collect();
+    files.sort();
+    files.iter().map(|file| std::fs::read(file).expect("a seed")).collect()
+}
+
+/// Each seed as it is, then `count` inputs: seeds with changes, and what `other` makes.
+fn run(target: &str, count: u64, other: impl Fn(&mut Random) -> Vec<u8>, body: impl Fn(&[u8])) {
+    let seeds = seeds(target);
+    assert!(seeds.len() > 3, "the seeds of {target} are there");
+    seeds.iter().for_each(|seed| body(seed));
+    let mut random = Random::new(seed());
+    for _ in 0..inputs(count) {
+        let input = if random.once_in(2) {
+            let seed = seeds[random.below(seeds.len() as u64) as usize].clone();
+            mutate(&mut random, seed)
+        } else {
+            other(&mut random)
+        };
+        body(&input);
+    }
 }
 
 /// Some bytes become others.
@@ -70,31 +99,37 @@ fn some_response(random: &mut Random) -> Vec<u8> {
 
 #[test]
 fn fuzz_frames_of_any_bytes_decode_or_are_refused() {
-    let mut random = Random::new(seed());
-    for _ in 0..inputs(200_000) {
+    let other = |random: &mut Random| {
         let frame = match random.below(3) {
-            0 => some_request(&mut random),
-            1 => some_response(&mut random),
-            _ => some_bytes(&mut random, 40),
+            0 => some_request(random),
+            1 => some_response(random),
+            _ => some_bytes(random, 40),
         };
-        let bytes = mutate(&mut random, frame);
-        bodies::frame(&bytes);
-        bodies::frame(bytes.get(5..).unwrap_or_default());
-    }
+        mutate(random, frame)
+    };
+    run("frame", 200_000, other, |bytes| {
+        bodies::frame(bytes);
+        bodies::frame(bytes.get(FRAME_HEADER_BYTES..).unwrap_or_default());
+    });
+}
+
+#[test]
+fn fuzz_packets_between_the_servers_are_messages_or_refused() {
+    run("control", 20_000, |random| some_bytes(random, 60), bodies::control);
 }
 
 #[test]
 fn fuzz_connections_fed_with_any_bytes_answer_in_frames_and_leave_nothing() {
-    let mut random = Random::new(seed());
-    for _ in 0..inputs(300) {
+    let other = |random: &mut Random| {
         let mut stream = vec![random.number() as u8 & !u8::from(!random.once_in(8))];
         for _ in 0..random.below(12) {
-            let request = some_request(&mut random);
+            let request = some_request(random);
             let broken = random.once_in(6);
-            stream.extend(if broken { mutate(&mut random, request) } else { request });
+            stream.extend(if broken { mutate(random, request) } else { request });
         }
-        bodies::connection(&stream);
-    }
+        stream
+    };
+    run("connection", 3_000, other, bodies::connection);
 }
 
 /// Changes of words, twelve bytes each, that are often near what could be there.
@@ -108,7 +143,10 @@ fn some_changes(random: &mut Random) -> Vec<u8> {
             // What looks like an offset, or a slot.
             _ => (random.below(1 << 26) * 16) | (random.below(1 << 16) << 48),
         };
-        input.extend_from_slice(&(random.number() as u32).to_le_bytes());
+        // What matters most is at the beginning of each part.
+        let place = if random.once_in(2) { random.below(16) } else { random.number() };
+        let [part, low, middle, high, ..] = (place << 8 | random.below(256)).to_le_bytes();
+        input.extend_from_slice(&[part, low, middle, high]);
         input.extend_from_slice(&value.to_le_bytes());
     }
     input
@@ -116,19 +154,18 @@ fn some_changes(random: &mut Random) -> Vec<u8> {
 
 #[test]
 fn fuzz_segments_with_any_words_are_verified_recovered_and_used() {
-    let mut random = Random::new(seed());
-    for _ in 0..inputs(200) {
-        bodies::segment(&some_changes(&mut random));
-    }
+    run("segment", 3_000, some_changes, bodies::segment);
 }
 
 #[test]
 fn fuzz_segment_files_with_any_words_are_opened_or_refused() {
-    let mut random = Random::new(seed());
     let place = Place::new();
     let path = Path::new("/dev/shm").join(format!("kvs-{}", place.name()));
-    for _ in 0..inputs(200) {
-        bodies::attach(&path, &some_changes(&mut random));
-    }
+    let other = |random: &mut Random| {
+        let mut input = vec![random.number() as u8];
+        input.extend(some_changes(random));
+        input
+    };
+    run("attach", 1_000, other, |input| bodies::attach(&path, input));
     std::fs::remove_file(&path).expect("the last one is there");
 }

@@ -326,11 +326,33 @@ fn check_header(path: &Path, view: &View, length: u64) -> Result<Regions, Segmen
     if regions.length != length || regions.shard_count != header.shard_count.load() {
         return Err(foreign(path, format!("its length of {length} bytes does not fit its capacity")));
     }
+    check_counts(path, header, &regions)?;
     let boot = boot_id().map_err(|source| io_error(path, "learn this machine's boot id", source))?;
     if words(boot) != [header.boot_id[0].load(), header.boot_id[1].load()] {
         return Err(foreign(path, "it was made before this machine was last started"));
     }
     Ok(regions)
+}
+
+/// Holds what the header says was reserved against what there can be: behind the last slot of a kind is something else, which
+/// must not be taken for one.
+fn check_counts(path: &Path, header: &Header, regions: &Regions) -> Result<(), SegmentError> {
+    let counts = [
+        ("worker slots", &header.worker_slots_reserved, crate::limits::WORKERS_MAX as u64),
+        (
+            "connection slots",
+            &header.connection_slots_reserved,
+            u64::from(crate::limits::CONNECTIONS_MAX_LIMIT),
+        ),
+        ("extents", &header.extents_reserved, regions.extent_count),
+    ];
+    for (what, count, most) in counts {
+        let count = count.load();
+        if count > most {
+            return Err(foreign(path, format!("its header says {count} {what}, there can be {most}")));
+        }
+    }
+    Ok(())
 }
 
 /// Holds the memory that the header says was reserved against what the file has: touching more than that could be a

@@ -133,9 +133,13 @@ impl Word {
     }
 }
 
+/// The memory of a heap segment begins at a multiple of this, as a mapping does.
+const HEAP_ALIGNMENT: usize = 4096;
+
 enum Owner {
     Mapping,
-    Heap(Layout),
+    /// What was allocated, which begins up to [`HEAP_ALIGNMENT`] before the memory.
+    Heap(NonNull<u8>, Layout),
     #[allow(dead_code, reason = "kept so that a view's memory lives as long as the view")]
     Shared(std::sync::Arc<Memory>),
 }
@@ -184,7 +188,7 @@ impl Drop for View {
                 let _ = rustix::mm::munmap(self.base.as_ptr().cast(), self.length as usize);
             },
             // SAFETY: allocated by `Memory::heap` with this layout.
-            Owner::Heap(layout) => unsafe { std::alloc::dealloc(self.base.as_ptr(), layout) },
+            Owner::Heap(start, layout) => unsafe { std::alloc::dealloc(start.as_ptr(), layout) },
             Owner::Shared(_) => {}
         }
     }
@@ -379,12 +383,17 @@ impl Memory {
     /// When `length` is zero.
     pub fn heap(length: u64) -> Self {
         assert!(length > 0, "a segment has a length");
-        let layout =
-            Layout::from_size_align(length as usize, 4096).expect("a length below the address space");
+        // What the allocator has to align it zeroes by writing, all of it; what it needn't is zero from the kernel, and only
+        // the pages that are used are ever there. So it is aligned here.
+        let layout = Layout::from_size_align(length as usize + HEAP_ALIGNMENT, align_of::<u64>())
+            .expect("a length below the address space");
         // SAFETY: the layout has a size greater than zero.
-        let base = unsafe { std::alloc::alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(base) else { std::alloc::handle_alloc_error(layout) };
-        Self { view: View { base, length, owner: Owner::Heap(layout) } }
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start) else { std::alloc::handle_alloc_error(layout) };
+        let before = start.as_ptr().align_offset(HEAP_ALIGNMENT);
+        // SAFETY: less than the alignment is skipped, and as much was allocated more than is used.
+        let base = unsafe { start.add(before) };
+        Self { view: View { base, length, owner: Owner::Heap(start, layout) } }
     }
 
     /// Stores `value` into `word`, ordered after every earlier store.
