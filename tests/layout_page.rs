@@ -7,7 +7,8 @@ use std::fs;
 use std::mem::offset_of;
 
 use kvs_core::segment::layout::{
-    ConnectionSlot, Extent, Header, LAYOUT_VERSION, LOG_WORDS, LogEntry, Shard, WorkerSlot,
+    BUCKET_BYTES, BUCKET_SLOTS, ConnectionSlot, EXTENT_BYTES, Extent, Header, LAYOUT_VERSION, LOG_WORDS,
+    LogEntry, MAGIC, REACH_MAX, SIZE_CLASSES, Shard, WorkerSlot,
 };
 use kvs_harness::binaries;
 
@@ -50,6 +51,12 @@ fn layout_page_has_the_sizes() {
     let page = fs::read_to_string(binaries::workspace().join("report/data-structure.md")).expect("the page");
     let facts = [
         format!("layout version {LAYOUT_VERSION}"),
+        format!("`{}`", String::from_utf8_lossy(&MAGIC.to_le_bytes()).replace('\0', "\\0")),
+        format!("bucket, {BUCKET_BYTES} B"),
+        format!("(48)   × {BUCKET_SLOTS}"),
+        format!("extent, {} MiB", EXTENT_BYTES >> 20),
+        format!("one of {SIZE_CLASSES} sizes"),
+        format!("of {REACH_MAX} there may be"),
         format!("{LOG_WORDS} (offset, value) pairs"),
         format!("{} B each", size_of::<LogEntry>()),
         format!("{} B an extent", size_of::<Extent>()),
