@@ -113,7 +113,7 @@ pub struct ServerOptions {
 
     /// Largest value
     ///
-    /// Up to 64MiB. A larger one gets an error that names this limit; the connection stays usable.
+    /// 0 to 64MiB, such as 512KiB. A larger value gets an error that names this limit; the connection stays usable.
     #[arg(long, env = "KVS_MAX_VALUE", default_value_t = ByteSize(VALUE_BYTES_MAX_DEFAULT), value_name = "SIZE", help_heading = "Clients",
         allow_negative_numbers = true,
         value_parser = parse_max_value)]
@@ -121,8 +121,9 @@ pub struct ServerOptions {
 
     /// Most memory the segment may take [default: 1GiB, or what /dev/shm holds where that is less]
     ///
-    /// 16MiB to 1TiB, rounded down to 2MiB. Memory is taken as data grows, not at start; when it is used up, writes get
-    /// "store full". A segment that is there already keeps the capacity it was made with.
+    /// 16MiB to 1TiB, rounded down to 2MiB; a number is bytes, units are KiB, MiB, GiB and TiB. Memory is taken as data grows,
+    /// not at start; when it is used up, writes get "store full". A segment that is there already keeps the capacity it was
+    /// made with.
     #[arg(long, env = "KVS_CAPACITY", value_name = "SIZE", help_heading = "Data",
         allow_negative_numbers = true,
         value_parser = parse_capacity)]
@@ -136,7 +137,8 @@ pub struct ServerOptions {
 
     /// When an acknowledged write is on disk: always, interval=DURATION or os
     ///
-    /// In every mode it survives the death of any or all of the processes. See --backup.
+    /// DURATION is such as 250ms, 1s or 2m. In every mode the write survives the death of any or all of the processes. See
+    /// --backup.
     #[arg(
         long,
         env = "KVS_DURABILITY",
@@ -169,6 +171,8 @@ pub struct ServerOptions {
     pub console: ConsoleMode,
 
     /// What is logged to standard error: error, warn, info, debug, or a filter of env_logger
+    ///
+    /// A filter names crates or modules, such as warn,kvs_core=debug.
     #[arg(long, env = "KVS_LOG", default_value = "info", value_name = "LEVEL", help_heading = "Running")]
     pub log_level: String,
 }
