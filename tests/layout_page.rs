@@ -7,8 +7,8 @@ use std::fs;
 use std::mem::offset_of;
 
 use kvs_core::segment::layout::{
-    BUCKET_BYTES, BUCKET_SLOTS, ConnectionSlot, EXTENT_BYTES, Extent, Header, LAYOUT_VERSION, LOG_WORDS,
-    LogEntry, MAGIC, REACH_MAX, SIZE_CLASSES, Shard, WorkerSlot,
+    BUCKET_BYTES, BUCKET_SLOTS, BackupMark, ConnectionSlot, EXTENT_BYTES, Extent, Header, LAYOUT_VERSION,
+    LOG_WORDS, LogEntry, MAGIC, REACH_MAX, SIZE_CLASSES, Shard, WorkerSlot,
 };
 use kvs_harness::binaries;
 
@@ -25,10 +25,11 @@ fn layout_page_has_every_field_where_it_is() {
         fields!(Header: magic layout_version layout_hash capacity_bytes shard_count boot_id backup_id hash_seed
             identity_checksum clean data_process front_process data_restarts front_restarts created_ns value_bytes_max
             connection_slots_reserved extents_reserved reserved_bytes arena_lock tcp_address unix_path
-            worker_slots_reserved spare),
+            worker_slots_reserved backup_rings_reserved loading backup backup_next data_heartbeat front_heartbeat spare),
+        fields!(BackupMark: generation position sequence chain),
         fields!(Shard: lock geometry reserved_bytes quarantined reserved next_version entries content_bytes
             reserved_counters partial slabs spare),
-        fields!(WorkerSlot: intent garbage counters reserved log),
+        fields!(WorkerSlot: intent garbage counters ring_head ring_tail turn loading reserved log),
         fields!(ConnectionSlot: state id committed received sent input output assembly outgoing outgoing_start
             discard_until client client_name assembly_end assembly_request assembly_key_bytes input_ended spare),
     ];

@@ -7,6 +7,7 @@
 //!              extents         128 B of free bits each
 //!              worker slots    one redo log each, reserved as workers come
 //!              connection slots  256 B each, reserved as connections come
+//!              backup rings    256 KiB each, one for every worker that serves clients
 //!              buckets         one region a shard, reserved as the shard grows
 //!              data            extents of 2 MiB, reserved as data grows
 //! ```
@@ -24,7 +25,7 @@ use crate::sys::robust_mutex::RobustMutex;
 /// First eight bytes of a segment: `kvs-seg` and a zero.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"kvs-seg\0");
 /// Version of the layout; raised with every change of it.
-pub const LAYOUT_VERSION: u64 = 1;
+pub const LAYOUT_VERSION: u64 = 2;
 
 /// Page size that all regions are aligned to, in bytes.
 pub const PAGE_BYTES: u64 = 4096;
@@ -53,6 +54,8 @@ pub const SHARDS_MIN: u64 = 4;
 pub const LOG_WORDS: usize = 640;
 /// Unit in which a bucket region is reserved, in bytes.
 pub const BUCKET_RESERVE_BYTES: u64 = PAGE_BYTES;
+/// Size of a worker's backup ring, in bytes: what it changes while the backup thread is busy with the batch before.
+pub const BACKUP_RING_BYTES: u64 = 256 << 10;
 
 // A growth step clears and sets a slot for every entry of a home, and touches a few words besides.
 const _: () = assert!(2 * MOVES_MAX + 64 <= LOG_WORDS);
@@ -72,6 +75,7 @@ pub const LAYOUT_HASH: u64 = {
         BUCKET_BYTES,
         REACH_MAX,
         LOG_WORDS as u64,
+        BACKUP_RING_BYTES,
         WORKERS_MAX as u64,
         CONNECTIONS_MAX_LIMIT as u64,
         size_of::<Header>() as u64,
@@ -93,6 +97,20 @@ pub const LAYOUT_HASH: u64 = {
 
 /// Bytes of text kept in the header for each address.
 pub const ADDRESS_BYTES: usize = 256;
+
+shared_struct! {
+    /// How far a backup file has come.
+    pub struct BackupMark, 32, {
+        /// Which of the files that followed one another; 0 while there is none.
+        generation: Word,
+        /// Bytes of it that are written whole.
+        position: Word,
+        /// Sequence number of the next record.
+        sequence: Word,
+        /// Checksum of the last record.
+        chain: Word,
+    }
+}
 
 shared_struct! {
     /// First page of the segment.
@@ -143,8 +161,21 @@ shared_struct! {
         unix_path: [Word; ADDRESS_BYTES / 8],
         /// Worker slots reserved so far; slots beyond were never touched.
         worker_slots_reserved: Word,
+        /// Backup rings reserved so far; rings beyond were never touched.
+        backup_rings_reserved: Word,
+        /// 1 while the entries are still being loaded from the backup file: such a segment is made anew.
+        loading: Word,
+        /// The backup file as far as the rings were drained into it; see `backup::log`. Changes in a transaction with the
+        /// rings' tails.
+        backup: BackupMark,
+        /// The file that is about to take the place of the one in `backup`; all zero when none is.
+        backup_next: BackupMark,
+        /// Goes up while the data server works.
+        data_heartbeat: Word,
+        /// Goes up while the front server works.
+        front_heartbeat: Word,
         /// Room for later fields.
-        spare: [Word; 415],
+        spare: [Word; 403],
     }
 }
 
@@ -197,8 +228,16 @@ shared_struct! {
         garbage: Word,
         /// Requests served, by kind; see `connection::Counter`. No part of any transaction.
         counters: [Word; 16],
+        /// Bytes ever put into the worker's backup ring. Changes in the transaction of the change that is put there.
+        ring_head: Word,
+        /// Bytes ever taken out of it. Only the backup thread changes it.
+        ring_tail: Word,
+        /// Odd while the worker serves somebody, even while it waits; goes up with every round.
+        turn: Word,
+        /// Block list of a large value that is being loaded from the backup file; 0 for none.
+        loading: Word,
         /// Fills up to a multiple of the cache line.
-        reserved: [Word; 46],
+        reserved: [Word; 42],
         /// The redo log.
         log: [LogEntry; LOG_WORDS],
     }
@@ -280,6 +319,8 @@ pub struct Regions {
     pub workers: u64,
     /// Where the connection slots begin.
     pub connections: u64,
+    /// Where the backup rings begin.
+    pub rings: u64,
     /// Where the bucket regions begin.
     pub buckets: u64,
     /// Size of one shard's bucket region, in bytes.
@@ -301,7 +342,8 @@ impl Regions {
         let workers = round_up(extents + extent_count * size_of::<Extent>() as u64, PAGE_BYTES);
         let connections = round_up(workers + WORKERS_MAX as u64 * size_of::<WorkerSlot>() as u64, PAGE_BYTES);
         let connections_length = CONNECTIONS_MAX_LIMIT as u64 * size_of::<ConnectionSlot>() as u64;
-        let buckets = round_up(connections + connections_length, EXTENT_BYTES);
+        let rings = round_up(connections + connections_length, PAGE_BYTES);
+        let buckets = round_up(rings + WORKERS_MAX as u64 * BACKUP_RING_BYTES, EXTENT_BYTES);
         // The smallest entry takes 32 bytes of data and at most 16 of buckets, so half the capacity is enough
         // for buckets; a quarter more because shards are never exactly even.
         let bucket_region_bytes = round_up(capacity_bytes / shard_count * 5 / 8, EXTENT_BYTES);
@@ -316,6 +358,7 @@ impl Regions {
             extent_count,
             workers,
             connections,
+            rings,
             buckets,
             bucket_region_bytes,
             data,
@@ -341,6 +384,11 @@ impl Regions {
     /// Connection slot `index`.
     pub const fn connection(&self, index: u64) -> Offset<ConnectionSlot> {
         Offset::new(self.connections).index(index)
+    }
+
+    /// Where the backup ring of worker `index` begins.
+    pub const fn ring(&self, index: u64) -> u64 {
+        self.rings + index * BACKUP_RING_BYTES
     }
 
     /// Free bits of extent `index`.
@@ -387,7 +435,8 @@ mod tests {
             assert!(regions.free_maps < regions.extents);
             assert!(regions.extents < regions.workers);
             assert!(regions.workers < regions.connections);
-            assert!(regions.connections < regions.buckets);
+            assert!(regions.connections < regions.rings);
+            assert!(regions.ring(WORKERS_MAX as u64) <= regions.buckets);
             assert!(regions.buckets.is_multiple_of(EXTENT_BYTES));
             assert!(regions.data.is_multiple_of(EXTENT_BYTES));
             assert_eq!(regions.length, regions.data + regions.extent_count * EXTENT_BYTES);

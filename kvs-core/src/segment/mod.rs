@@ -184,6 +184,21 @@ impl Segment {
         Ok(self.regions.worker(index))
     }
 
+    /// Backup ring of worker `index`, with memory under it and all before: where it begins. Called by one thread only.
+    ///
+    /// # Errors
+    /// [`SegmentError::Capacity`] when `/dev/shm` is full.
+    pub fn claim_ring(&self, index: u64) -> Result<u64, SegmentError> {
+        let header = self.header()?;
+        let reserved = header.backup_rings_reserved.load();
+        if index >= reserved {
+            let from = self.regions.ring(reserved);
+            self.reserve_fixed(from, self.regions.ring(index + 1) - from)?;
+            self.memory.store(&header.backup_rings_reserved, index + 1);
+        }
+        Ok(self.regions.ring(index))
+    }
+
     /// Memory taken from the kernel so far, in bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.header().map_or(0, memory_bytes)
@@ -225,6 +240,7 @@ pub fn memory_bytes(header: &Header) -> u64 {
         .load()
         .saturating_add(slots(&header.worker_slots_reserved, size_of::<WorkerSlot>()))
         .saturating_add(slots(&header.connection_slots_reserved, size_of::<ConnectionSlot>()))
+        .saturating_add(slots(&header.backup_rings_reserved, layout::BACKUP_RING_BYTES as usize))
 }
 
 /// A segment that this process can only read: what tools and local readers hold.

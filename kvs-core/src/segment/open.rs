@@ -344,6 +344,7 @@ fn check_counts(path: &Path, header: &Header, regions: &Regions) -> Result<(), S
             &header.connection_slots_reserved,
             u64::from(crate::limits::CONNECTIONS_MAX_LIMIT),
         ),
+        ("backup rings", &header.backup_rings_reserved, crate::limits::WORKERS_MAX as u64),
         ("extents", &header.extents_reserved, regions.extent_count),
     ];
     for (what, count, most) in counts {
