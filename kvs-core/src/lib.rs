@@ -10,6 +10,7 @@
 //! | [`arena`] | memory inside the segment: extents, buddy blocks, slabs of a size class |
 //! | [`table`] | the hash table: lock-free validated reads, guarded writes, growth without a pause |
 //! | [`connection`] | connection slots and their buffers inside the segment |
+//! | [`recover`](mod@recover) | from what a dead data server left to what can be served |
 //! | [`check`] | verification of every invariant of a segment |
 //! | [`inspect`] | figures of a segment, for people |
 //! | [`wire`] | frames and messages between clients and the data server |
@@ -29,6 +30,7 @@ pub mod inspect;
 pub mod instance;
 pub mod limits;
 pub mod liveness;
+pub mod recover;
 pub mod segment;
 pub mod sys;
 pub mod table;

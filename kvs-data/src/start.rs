@@ -1,26 +1,20 @@
 //! From nothing to a segment that can be served.
 //!
 //! The front server has proven that every thread of a predecessor is dead before it starts this process, and the segment's
-//! lock keeps all others out. So what is found is nobody's any more:
-//! 1. redo logs that were decided are completed;
-//! 2. every lock is made anew, whatever state its dead owner left it in;
-//! 3. replaced values whose blocks were still to be freed are freed;
-//! 4. connections of the dead one are ended, their buffers freed: the clients connect again.
-//!
-//! All of it costs O(shards + workers + connections). Killed anywhere in it, the next start does it again.
+//! lock keeps all others out. So what is found is nobody's any more, and is recovered: see [`kvs_core::recover`]. Killed
+//! anywhere in it, the next start does it again.
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context as _, bail};
-use kvs_core::connection::slot;
 use kvs_core::control::StartKind;
 use kvs_core::instance::{ByteSize, InstanceName};
 use kvs_core::limits::CAPACITY_BYTES_DEFAULT;
-use kvs_core::segment::layout::{ConnectionSlot, EXTENT_BYTES, WorkerSlot};
+use kvs_core::recover::{self, RecoverError};
+use kvs_core::segment::layout::EXTENT_BYTES;
 use kvs_core::segment::{Segment, default_capacity, store_text};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::table::Table;
-use kvs_core::transaction::{self, Recovered, TransactionError};
 use kvs_front::options::ServerOptions;
 
 /// What the front server told at the start.
@@ -59,7 +53,7 @@ pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<(Segment, Tab
             log::warn!("the capacity is {}: /dev/shm holds no more", ByteSize(capacity));
         }
     } else {
-        recover(&segment, &table, &options.name)?;
+        recover(&table, &options.name)?;
         let capacity = segment.regions().capacity_bytes;
         if options.capacity.is_some_and(|wanted| wanted.0 / EXTENT_BYTES * EXTENT_BYTES != capacity) {
             log::warn!(
@@ -72,58 +66,14 @@ pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<(Segment, Tab
     Ok((segment, table, if created { StartKind::New } else { StartKind::Attached }))
 }
 
-fn recover(segment: &Segment, table: &Table, name: &InstanceName) -> anyhow::Result<()> {
-    let header = segment.header()?;
-    let memory = segment.memory();
-    let slots = (0..header.worker_slots_reserved.load())
-        .map(|index| memory.object::<WorkerSlot>(segment.regions().worker(index)))
-        .collect::<Result<Vec<_>, _>>()?;
-    for (index, slot) in slots.iter().enumerate() {
-        match transaction::recover(memory, slot)? {
-            Recovered::Nothing => {}
-            Recovered::Completed(words) => log::info!("worker {index}: completed a change of {words} words"),
-            Recovered::Damaged => bail!(
-                "the log of worker slot {index} contradicts itself, so the segment can't be trusted; `kvs-tools check \
-                 --name {name}` tells more, `kvs-tools purge --name {name}` gives it up"
-            ),
-        }
+/// Recovers what a dead data server left; see [`kvs_core::recover`].
+fn recover(table: &Table, name: &InstanceName) -> anyhow::Result<()> {
+    match recover::recover(table) {
+        Err(error @ RecoverError::DamagedLog { .. }) => bail!(
+            "{error}; `kvs-tools check --name {name}` tells more, `kvs-tools purge --name {name}` gives it up"
+        ),
+        recovered => recovered.context("can't recover the segment"),
     }
-    segment.initialize_locks()?;
-    for (index, slot) in slots.iter().enumerate() {
-        match table.collect_garbage(slot) {
-            Ok(()) => {}
-            Err(error @ TransactionError::Damaged(_)) => {
-                log::error!("replaced values of worker {index}: {error}; their blocks are not used again");
-                memory.store(&slot.garbage, 0);
-            }
-            Err(error) => return Err(error).context("can't free what was replaced before"),
-        }
-    }
-    // The first slot always exists; nobody else works yet.
-    match slots.first() {
-        Some(slot) => end_connections(segment, slot),
-        None => Ok(()),
-    }
-}
-
-/// Ends the connections that the dead data server had.
-fn end_connections(segment: &Segment, worker: &WorkerSlot) -> anyhow::Result<()> {
-    let reserved = segment.header()?.connection_slots_reserved.load();
-    for index in 0..reserved {
-        let slot: &ConnectionSlot = segment.memory().object(segment.regions().connection(index))?;
-        if !slot::is_used(slot) {
-            continue;
-        }
-        match slot::release(segment, worker, slot) {
-            Ok(()) => {}
-            Err(error @ TransactionError::Damaged(_)) => {
-                log::error!("connection slot {index}: {error}; its blocks are not used again");
-                slot::abandon(segment, worker, slot)?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 /// Writes down who serves the segment now, and where.

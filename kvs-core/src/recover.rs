@@ -1,0 +1,100 @@
+//! Recovery: what a data server that died left behind becomes a segment that can be served.
+//!
+//! Invariants
+//! - The caller has proven that every thread of the dead data server is dead, and the segment's lock keeps all others out:
+//!   what is found is nobody's any more.
+//! - All of it costs O(shards + workers + connections), never O(entries).
+//!
+//! A crash in it, after
+//! 1. some redo logs were completed: those are clear, the others still stand; the next recovery completes them;
+//! 2. some locks were made anew: nobody waits for one, and the next recovery makes all of them anew;
+//! 3. some replaced values were freed: each is taken off its list in the transaction that frees it;
+//! 4. some connections were ended: a slot is marked free last, and what it no longer names is free.
+
+use crate::connection::slot;
+use crate::segment::layout::{ConnectionSlot, WorkerSlot};
+use crate::segment::{Segment, SegmentError};
+use crate::sys::memory::Damaged;
+use crate::table::Table;
+use crate::transaction::{self, Recovered, TransactionError};
+
+/// Why a segment can't be recovered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecoverError {
+    /// The redo log of a worker is damaged.
+    #[error("the log of worker slot {worker} contradicts itself, so the segment can't be trusted")]
+    DamagedLog {
+        /// Whose.
+        worker: u64,
+    },
+    /// No lock can be made.
+    #[error(transparent)]
+    Locks(#[from] SegmentError),
+    /// A transaction can't go on.
+    #[error("can't free what a dead data server held: {0}")]
+    Transaction(#[from] TransactionError),
+    /// Something in the segment can't be.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+}
+
+/// Recovers the segment of `table`: completes what was decided, makes every lock anew, frees replaced values, and ends the
+/// connections of the dead data server.
+///
+/// # Errors
+/// [`RecoverError`]; the segment is not to be served then.
+pub fn recover(table: &Table) -> Result<(), RecoverError> {
+    let segment = table.segment();
+    let slots = worker_slots(segment)?;
+    complete_logs(segment, &slots)?;
+    segment.initialize_locks()?;
+    for (index, slot) in slots.iter().enumerate() {
+        match table.collect_garbage(slot) {
+            Ok(()) => {}
+            Err(error @ TransactionError::Damaged(_)) => {
+                log::error!("replaced values of worker {index}: {error}; their blocks are not used again");
+                segment.memory().store(&slot.garbage, 0);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The first slot always exists; nobody else works yet.
+    slots.first().map_or(Ok(()), |worker| end_connections(segment, worker))
+}
+
+fn worker_slots(segment: &Segment) -> Result<Vec<&WorkerSlot>, Damaged> {
+    let reserved = segment.header()?.worker_slots_reserved.load();
+    (0..reserved).map(|index| segment.memory().object(segment.regions().worker(index))).collect()
+}
+
+fn complete_logs(segment: &Segment, slots: &[&WorkerSlot]) -> Result<(), RecoverError> {
+    for (worker, slot) in (0u64..).zip(slots) {
+        match transaction::recover(segment.memory(), slot)? {
+            Recovered::Nothing => {}
+            Recovered::Completed(words) => log::info!("worker {worker}: completed a change of {words} words"),
+            Recovered::Damaged => return Err(RecoverError::DamagedLog { worker }),
+        }
+    }
+    Ok(())
+}
+
+/// Ends the connections that the dead data server had: the clients connect again.
+fn end_connections(segment: &Segment, worker: &WorkerSlot) -> Result<(), RecoverError> {
+    let reserved = segment.header()?.connection_slots_reserved.load();
+    for index in 0..reserved {
+        let slot: &ConnectionSlot = segment.memory().object(segment.regions().connection(index))?;
+        if !slot::is_used(slot) {
+            continue;
+        }
+        match slot::release(segment, worker, slot) {
+            Ok(()) => {}
+            Err(error @ TransactionError::Damaged(_)) => {
+                log::error!("connection slot {index}: {error}; its blocks are not used again");
+                slot::abandon(segment, worker, slot)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
