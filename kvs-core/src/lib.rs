@@ -9,6 +9,7 @@
 //! | [`transaction`] | the commit protocol: a redo log per worker, one store that decides |
 //! | [`arena`] | memory inside the segment: extents, buddy blocks, slabs of a size class |
 //! | [`table`] | the hash table: lock-free validated reads, guarded writes, growth without a pause |
+//! | [`backup`] | the backup file: its records, what goes into it, what comes out of it |
 //! | [`connection`] | connection slots and their buffers inside the segment |
 //! | [`recover`](mod@recover) | from what a dead data server left to what can be served |
 //! | [`check`] | verification of every invariant of a segment |
@@ -23,6 +24,7 @@
 #![deny(unsafe_code)]
 
 pub mod arena;
+pub mod backup;
 pub mod check;
 pub mod connection;
 pub mod control;

@@ -45,6 +45,7 @@ pub(super) fn explain(error: TableError) -> Result<(ErrorCode, Cow<'static, str>
     match error {
         TableError::Full(_) => Ok((ErrorCode::StoreFull, Cow::Borrowed(STORE_FULL))),
         TableError::Quarantined { .. } => told(ErrorCode::Damaged, &error),
+        TableError::BackupBehind => told(ErrorCode::BackupFailed, &error),
         TableError::NotANumber => told(ErrorCode::NotANumber, &error),
         TableError::NumberRange => told(ErrorCode::NumberRange, &error),
         TableError::Transaction(TransactionError::LogFull) => {

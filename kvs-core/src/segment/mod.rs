@@ -24,6 +24,7 @@ use rustix::fs::FallocateFlags;
 use crate::sys::memory::{Damaged, Memory, Offset, View, Word};
 use layout::{ConnectionSlot, Header, LAYOUT_VERSION, Regions, Shard, WorkerSlot};
 
+pub(crate) use open::nanoseconds_since_epoch;
 pub use open::{Opened, default_capacity, remove};
 
 /// Why a segment can't be opened, made or enlarged.

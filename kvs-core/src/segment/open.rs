@@ -443,7 +443,8 @@ fn words(bytes: [u8; 16]) -> [u64; 2] {
     [word(low), word(high)]
 }
 
-fn nanoseconds_since_epoch() -> u64 {
+/// Now.
+pub(crate) fn nanoseconds_since_epoch() -> u64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -223,6 +223,18 @@ impl<'v> Entry<'v> {
         self.piece(self.key_length().next_multiple_of(8) + from)
     }
 
+    /// Appends the key and the value to `target`, the key not filled up.
+    ///
+    /// # Errors
+    /// [`Damaged`] when its content can't be where it should.
+    pub fn append_content(&self, target: &mut Vec<u8>) -> Result<(), Damaged> {
+        let (key_length, start) = (self.key_length() as usize, target.len());
+        target.resize(start + key_length + self.value_length() as usize, 0);
+        let (key, value) = target[start..].split_at_mut(key_length);
+        self.copy_content(0, key)?;
+        self.copy_value(0, value)
+    }
+
     /// Copies content from position `from` on into `target`.
     fn copy_content(&self, mut from: u64, mut target: &mut [u8]) -> Result<(), Damaged> {
         if !self.is_chunked() {
@@ -259,8 +271,17 @@ impl<'v> Entry<'v> {
     /// [`Damaged`] when its content can't be where it should.
     pub fn copy_key(&self, target: &mut Vec<u8>) -> Result<(), Damaged> {
         target.clear();
-        target.resize(self.key_length() as usize, 0);
-        self.copy_content(0, target)
+        self.append_key(target)
+    }
+
+    /// Appends the key to `target`.
+    ///
+    /// # Errors
+    /// [`Damaged`] when its content can't be where it should.
+    pub fn append_key(&self, target: &mut Vec<u8>) -> Result<(), Damaged> {
+        let start = target.len();
+        target.resize(start + self.key_length() as usize, 0);
+        self.copy_content(0, &mut target[start..])
     }
 
     /// The hash of its key.
@@ -338,6 +359,14 @@ impl Content<'_> {
             Self::Chunked { chunks, tail, .. } => {
                 ENTRY_HEAD_BYTES + CHUNKED_BYTES + chunks.len() as u64 * 8 + tail.1
             }
+        }
+    }
+
+    /// Bytes of the value that go where the entry's record goes; a large value is named there instead.
+    pub fn inline_length(&self) -> usize {
+        match self {
+            Self::Inline(value) => value.len(),
+            Self::Chunked { .. } => 0,
         }
     }
 

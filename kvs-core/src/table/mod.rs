@@ -15,6 +15,8 @@
 //! | `pins` | entries that are being sent from where they are |
 //! | `write` | set, delete, increment, inside the caller's transaction |
 //! | `grow` | one home at a time |
+//! | `snapshot` | copying all entries while they are being changed, for a new backup file |
+//! | `restore` | putting back what a backup file says |
 //!
 //! A lookup costs two dependent cache misses, the bucket and the entry; the shard's geometry stays in the cache.
 //!
@@ -28,6 +30,8 @@ pub mod hash;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
 mod pins;
+mod restore;
+mod snapshot;
 #[cfg(all(test, not(feature = "shuttle")))]
 pub(crate) mod tests;
 pub mod view;
@@ -49,6 +53,7 @@ use view::{ReadError, TableView};
 use write::ShardWriter;
 
 pub use hash::{HashSeed, KeyHash};
+pub use snapshot::HomeEntries;
 pub use view::Value;
 
 /// Why the table did not do what was asked. Nothing of it has happened.
@@ -64,6 +69,9 @@ pub enum TableError {
         /// Which one.
         shard: u64,
     },
+    /// The backup file doesn't keep up: the worker's ring has no room for the change now.
+    #[error("the backup file doesn't keep up; try again")]
+    BackupBehind,
     /// The value to increment is not a decimal number.
     #[error("the value is not a decimal number of 64 bits")]
     NotANumber,
@@ -114,15 +122,23 @@ pub struct Table {
     segment: Segment,
     seed: HashSeed,
     pins: Arc<Pins>,
+    /// Changes go to the backup rings, too.
+    backed_up: bool,
 }
 
 impl Table {
-    /// The table in `segment`.
+    /// The table in `segment`; what is changed in it goes to no backup file.
     ///
     /// # Errors
     /// [`Damaged`] never, on a segment that was opened.
     pub fn new(segment: &Segment) -> Result<Self, Damaged> {
-        Ok(Self { segment: segment.clone(), seed: HashSeed::of(segment.header()?), pins: Arc::default() })
+        let seed = HashSeed::of(segment.header()?);
+        Ok(Self { segment: segment.clone(), seed, pins: Arc::default(), backed_up: false })
+    }
+
+    /// The same table, with the same pins; every change goes to the backup ring of its worker, which must have one.
+    pub fn backed_up(&self) -> Self {
+        Self { backed_up: true, ..self.clone() }
     }
 
     /// The segment it is in.
@@ -251,11 +267,22 @@ impl Table {
         owner: &Word,
         condition: SetCondition,
     ) -> Result<bool, TableError> {
+        self.assembled(transaction, (key, list, owner), |table, transaction, content| {
+            table.change(transaction, hash, |writer| writer.set(hash, key, content, condition))
+        })
+    }
+
+    fn assembled<'s>(
+        &self,
+        transaction: &mut Transaction<'s>,
+        (key, list, owner): (&[u8], &BlockList, &Word),
+        change: impl FnOnce(&Self, &mut Transaction<'s>, &Content<'_>) -> Result<bool, TableError>,
+    ) -> Result<bool, TableError> {
         let chunks = list.chunks()?;
         let damaged = Damaged { offset: list.offset() };
         let value_length = list.length()?.checked_sub(key.len().next_multiple_of(8) as u64).ok_or(damaged)?;
         let content = Content::Chunked { chunks: &chunks, tail: list.tail()?, value_length };
-        let set = self.change(transaction, hash, |writer| writer.set(hash, key, &content, condition))?;
+        let set = change(self, transaction, &content)?;
         if set {
             list.dissolve(transaction, owner)?;
         }
@@ -315,6 +342,16 @@ impl Table {
                 other.map(|_| None)
             }
         }
+    }
+
+    /// Keeps the large entry at `offset`, which a backup ring names, from being freed.
+    pub(crate) fn pin_entry(&self, offset: u64) {
+        self.pins.add(offset);
+    }
+
+    /// Lets it go.
+    pub(crate) fn unpin_entry(&self, offset: u64) {
+        self.pins.remove(offset);
     }
 
     /// Lets a pinned value go.
@@ -398,6 +435,11 @@ impl Table {
             at = self.settle(shard, || self.view().scan(cursor, 1, visit))?;
         }
         Ok(at)
+    }
+
+    /// The entry at `offset`, which is pinned.
+    pub(crate) fn pinned_entry(&self, offset: u64) -> Result<Entry<'_>, Damaged> {
+        Entry::load(self.segment.memory(), offset)?.ok_or(Damaged { offset })
     }
 
     /// What is in the table now.

@@ -125,7 +125,7 @@ pub(crate) enum Step {
     Get { key: u16 },
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(crate) fn step() -> impl Strategy<Value = Step> {
     let length = prop_oneof![
         8 => 0usize..100,
         3 => 0usize..5_000,

@@ -256,12 +256,9 @@ impl<'v> TableView<'v> {
             let Some(position) = at.filter(|position| position.shard < self.regions.shard_count) else {
                 return Ok(None);
             };
-            let next = self.keys_of_home(position, &mut keys)?;
+            let next = self.collect_home(position, &mut keys)?;
             keys.iter().for_each(&mut *visit);
-            at = match next {
-                Some(hash) => Some(Position { hash, ..position }),
-                None => Some(Position { shard: position.shard + 1, hash: 0 }),
-            };
+            at = Some(position.next(next));
         }
         Ok(at.filter(|position| position.shard < self.regions.shard_count).map(Position::cursor))
     }
@@ -271,14 +268,18 @@ impl<'v> TableView<'v> {
         cursor >> CURSOR_SHARD_SHIFT
     }
 
-    /// Collects the keys of the home that holds `position`, from there on; returns the first hash behind that home.
-    fn keys_of_home(&self, position: Position, keys: &mut KeyList) -> Result<Option<u64>, ReadError> {
+    /// Lets `found` collect the entries of the home that holds `position`, from there on; returns the first hash behind that home.
+    pub(super) fn collect_home(
+        &self,
+        position: Position,
+        found: &mut impl Collector,
+    ) -> Result<Option<u64>, ReadError> {
         for _ in 0..TRIES_MAX {
             let snapshot = Snapshot::take(self, position.shard, position.hash)?;
             let geometry = geometry_of(snapshot.shard, self, position.shard)?;
             let next = geometry.next_hash(position.hash);
-            keys.clear();
-            let collected = self.collect(&snapshot, position, next, keys);
+            found.clear();
+            let collected = self.collect(&snapshot, position, next, found);
             if snapshot.is_current(position.hash)
                 && Geometry::decode(snapshot.shard.geometry.load()) == Some(geometry)
             {
@@ -295,18 +296,24 @@ impl<'v> TableView<'v> {
         snapshot: &Snapshot<'v>,
         position: Position,
         next: Option<u64>,
-        keys: &mut KeyList,
+        found: &mut impl Collector,
     ) -> Result<(), Damaged> {
-        let mut key = Vec::new();
-        for bucket in snapshot.home..=snapshot.home + snapshot.header.reach {
+        let within = snapshot.home..=snapshot.home + snapshot.header.reach;
+        for bucket in within.clone() {
+            let slots = &snapshot.buckets.get(bucket)?.slots;
+            slots
+                .iter()
+                .filter_map(|word| Slot::decode(word.load()))
+                .for_each(|slot| Entry::prefetch(self.view, slot.offset));
+        }
+        for bucket in within {
             for word in &snapshot.buckets.get(bucket)?.slots {
                 let Some(slot) = Slot::decode(word.load()) else { continue };
                 let Some(entry) = Entry::load(self.view, slot.offset)? else { continue };
-                entry.copy_key(&mut key)?;
-                let hash = self.hash_of(&key);
+                let hash = entry.hash(self.seed)?;
                 let ours = hash.tag() == slot.tag && hash.shard(self.regions.shard_count) == position.shard;
                 if ours && hash.0 >= position.hash && next.is_none_or(|next| hash.0 < next) {
-                    keys.push(&key);
+                    found.push(&entry)?;
                 }
             }
         }
@@ -314,21 +321,38 @@ impl<'v> TableView<'v> {
     }
 }
 
+/// What becomes of the entries of a home. They are worth nothing until the home is found unchanged after them.
+pub(super) trait Collector {
+    /// Forgets all that was collected.
+    fn clear(&mut self);
+
+    /// Takes what is needed of an entry.
+    fn push(&mut self, entry: &Entry<'_>) -> Result<(), Damaged>;
+}
+
 /// A place in the order of the scan: a shard, and a hash in it whose lowest eight bits are 0.
 #[derive(Clone, Copy)]
-struct Position {
-    shard: u64,
-    hash: u64,
+pub(super) struct Position {
+    pub(super) shard: u64,
+    pub(super) hash: u64,
 }
 
 const CURSOR_SHARD_SHIFT: u32 = 56;
 
 impl Position {
-    fn of(cursor: u64) -> Self {
+    pub(super) fn of(cursor: u64) -> Self {
         Self { shard: cursor >> CURSOR_SHARD_SHIFT, hash: cursor << (64 - CURSOR_SHARD_SHIFT) }
     }
 
-    fn cursor(self) -> u64 {
+    /// Where the scan goes on behind a home; `hash` is the first behind it in its shard, if there is one.
+    pub(super) fn next(self, hash: Option<u64>) -> Self {
+        match hash {
+            Some(hash) => Self { hash, ..self },
+            None => Self { shard: self.shard + 1, hash: 0 },
+        }
+    }
+
+    pub(super) fn cursor(self) -> u64 {
         self.shard << CURSOR_SHARD_SHIFT | self.hash >> (64 - CURSOR_SHARD_SHIFT)
     }
 }
@@ -340,17 +364,20 @@ struct KeyList {
     ends: Vec<usize>,
 }
 
-impl KeyList {
+impl Collector for KeyList {
     fn clear(&mut self) {
         self.bytes.clear();
         self.ends.clear();
     }
 
-    fn push(&mut self, key: &[u8]) {
-        self.bytes.extend_from_slice(key);
+    fn push(&mut self, entry: &Entry<'_>) -> Result<(), Damaged> {
+        entry.append_key(&mut self.bytes)?;
         self.ends.push(self.bytes.len());
+        Ok(())
     }
+}
 
+impl KeyList {
     fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])

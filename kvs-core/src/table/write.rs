@@ -1,7 +1,7 @@
 //! Changing the table, under the shard's lock and inside the caller's transaction.
 //!
 //! A change builds its entry in a free block and notes, in this order: the blocks it takes, the entry's version word,
-//! the slot (the publish), the home's header, the shard's counters, the block it frees. It commits nothing: the
+//! the slot (the publish), the home's header, the shard's counters, the block it frees, the head of its worker's backup ring. It commits nothing: the
 //! caller adds its own words, and one decision covers all. Growth that is due happens first, in steps that are
 //! decisions of their own.
 //!
@@ -18,6 +18,7 @@ use super::hash::KeyHash;
 use super::{Table, TableError};
 use crate::arena::block_list::Chunk;
 use crate::arena::{extents, size_class, slab};
+use crate::backup::ring;
 use crate::segment::OutOfMemory;
 use crate::segment::layout::{BLOCK_BYTES, REACH_MAX, Shard};
 use crate::sys::memory::{Damaged, Word};
@@ -110,6 +111,7 @@ impl<'w, 's> ShardWriter<'w, 's> {
         content: &Content<'_>,
         condition: SetCondition,
     ) -> Result<bool, TableError> {
+        self.check_backup(key, content.inline_length())?;
         let mut located = self.locate(hash, key)?;
         if located.found.is_some() && condition == SetCondition::IfAbsent {
             return Ok(false);
@@ -117,12 +119,56 @@ impl<'w, 's> ShardWriter<'w, 's> {
         if located.found.is_none() {
             located = self.make_room(hash, key, located)?;
         }
-        self.put(&located, hash, key, content)?;
+        let version = self.shard.next_version.load();
+        self.put(&located, hash, key, content, version)?;
         Ok(true)
+    }
+
+    /// Notes that `key` has had `content` since `version`, unless it has a later one; false then.
+    pub(super) fn restore(
+        mut self,
+        hash: KeyHash,
+        key: &[u8],
+        content: &Content<'_>,
+        version: u64,
+    ) -> Result<bool, TableError> {
+        let mut located = self.locate(hash, key)?;
+        match &located.found {
+            Some(found) if found.entry.version() >= version => return Ok(false),
+            Some(_) => {}
+            None => located = self.make_room(hash, key, located)?,
+        }
+        self.put(&located, hash, key, content, version)?;
+        Ok(true)
+    }
+
+    /// Notes that `key` is gone unless it has a later version than `version`.
+    pub(super) fn restore_delete(
+        mut self,
+        hash: KeyHash,
+        key: &[u8],
+        version: u64,
+    ) -> Result<bool, TableError> {
+        let located = self.locate(hash, key)?;
+        match &located.found {
+            Some(found) if found.entry.version() < version => self.remove(&located, found)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Whether the change can go to the backup file's ring, too.
+    fn check_backup(&self, key: &[u8], value_length: usize) -> Result<(), TableError> {
+        let needed = ring::bytes_needed(key.len(), value_length);
+        if self.table.backed_up && !ring::has_room(self.transaction.worker(), needed) {
+            return Err(TableError::BackupBehind);
+        }
+        Ok(())
     }
 
     /// Notes that the number under `key` grows by `by`, and returns the sum.
     pub(super) fn increment(mut self, hash: KeyHash, key: &[u8], by: i64) -> Result<i64, TableError> {
+        self.check_backup(key, DIGITS_MAX)?;
         let mut located = self.locate(hash, key)?;
         let number = match &located.found {
             Some(found) => number_in(&found.entry)?,
@@ -135,13 +181,14 @@ impl<'w, 's> ShardWriter<'w, 's> {
         let mut value = ArrayString::<DIGITS_MAX>::new();
         // It has room for every number.
         let _ = write!(value, "{sum}");
+        let version = self.shard.next_version.load();
         if Table::fits_inline(key.len(), value.len()) {
-            self.put(&located, hash, key, &Content::Inline(value.as_bytes()))?;
+            self.put(&located, hash, key, &Content::Inline(value.as_bytes()), version)?;
         } else {
             let chunks = self.chunks_of(key, value.as_bytes())?;
             let content =
                 Content::Chunked { chunks: &chunks, tail: (0, 0), value_length: value.len() as u64 };
-            self.put(&located, hash, key, &content)?;
+            self.put(&located, hash, key, &content, version)?;
         }
         Ok(sum)
     }
@@ -167,16 +214,25 @@ impl<'w, 's> ShardWriter<'w, 's> {
 
     /// Notes that `key` is gone; false when it wasn't there.
     pub(super) fn delete(mut self, hash: KeyHash, key: &[u8]) -> Result<bool, TableError> {
+        self.check_backup(key, 0)?;
         let located = self.locate(hash, key)?;
         let Some(found) = &located.found else { return Ok(false) };
-        let reach = self.reach_without(&located, found)?;
+        self.remove(&located, found)?;
+        let version = self.shard.next_version.load();
+        self.transaction.store(&self.shard.next_version, version + 1);
+        if self.table.backed_up {
+            ring::append_delete(self.transaction, key, version)?;
+        }
+        Ok(true)
+    }
+
+    fn remove(&mut self, located: &Located<'_>, found: &Found<'_>) -> Result<(), TableError> {
+        let reach = self.reach_without(located, found)?;
         self.transaction.store(found.slot, 0);
         self.transaction.store(located.header_word, located.header.changed(reach).word());
         self.count(&self.shard.entries, 1, 0);
         self.count(&self.shard.content_bytes, length_of(&found.entry), 0);
-        self.count(&self.shard.next_version, 0, 1);
-        self.retire(&found.entry)?;
-        Ok(true)
+        self.retire(&found.entry)
     }
 
     /// Lets the shard grow as it should, and more than that when there is no free slot within reach.
@@ -205,6 +261,7 @@ impl<'w, 's> ShardWriter<'w, 's> {
         hash: KeyHash,
         key: &[u8],
         content: &Content<'_>,
+        version: u64,
     ) -> Result<(), TableError> {
         let class = size_class::class_for(content.block_bytes(key)).ok_or(OutOfMemory)?;
         let (bucket, slot) = match &located.found {
@@ -213,20 +270,27 @@ impl<'w, 's> ShardWriter<'w, 's> {
         };
         let memory = self.transaction.memory();
         let offset = slab::allocate(self.transaction, self.index, class)?;
-        let version = self.shard.next_version.load();
         let word0 = entry::build(memory, offset, key, content, version)?;
         self.transaction.store(memory.word(offset)?, word0);
         self.transaction.store(slot, Slot::new(hash, offset).word());
         let reach = located.header.reach.max(bucket - located.home);
         self.transaction.store(located.header_word, located.header.changed(reach).word());
-        self.count(&self.shard.next_version, 0, 1);
+        let next_version = self.shard.next_version.load().max(version + 1);
+        self.transaction.store(&self.shard.next_version, next_version);
         let replaced = located.found.as_ref().map(|found| &found.entry);
         if replaced.is_none() {
             self.count(&self.shard.entries, 0, 1);
         }
         let length = key.len() as u64 + content.value_length();
         self.count(&self.shard.content_bytes, replaced.map_or(0, length_of), length);
-        replaced.map_or(Ok(()), |entry| self.retire(entry))
+        replaced.map_or(Ok(()), |entry| self.retire(entry))?;
+        if self.table.backed_up {
+            ring::append_set(self.transaction, key, content, version, offset)?;
+            if matches!(content, Content::Chunked { .. }) {
+                self.table.pin_entry(offset);
+            }
+        }
+        Ok(())
     }
 
     fn count(&mut self, counter: &Word, less: u64, more: u64) {

@@ -38,6 +38,8 @@ pub enum ErrorCode {
     ShuttingDown,
     /// A fault of the server itself; its log says more.
     Internal,
+    /// The backup file can't be written, so nothing can be changed.
+    BackupFailed,
 }
 
 /// Why a payload is refused.

@@ -89,6 +89,7 @@ fn golden_error_codes() {
         ErrorCode::HelloExpected,
         ErrorCode::ShuttingDown,
         ErrorCode::Internal,
+        ErrorCode::BackupFailed,
     ];
     for (index, code) in codes.into_iter().enumerate() {
         let hex = format!("05 00 00 00 01 00 09 {index:02x} 00");
