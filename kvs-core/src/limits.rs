@@ -10,8 +10,8 @@ pub const VALUE_BYTES_MAX_LIMIT: u64 = 64 << 20;
 pub const FRAME_OVERHEAD_BYTES_MAX: usize = 64;
 /// Most worker threads of a data server.
 pub const WORKERS_MAX: usize = 64;
-/// Largest `--workers`: one slot is the housekeeping thread's.
-pub const WORKER_THREADS_MAX: usize = WORKERS_MAX - 1;
+/// Largest `--workers`: one slot is the housekeeping thread's, one the backup thread's.
+pub const WORKER_THREADS_MAX: usize = WORKERS_MAX - 2;
 /// Default of `--max-connections`.
 pub const CONNECTIONS_MAX_DEFAULT: u32 = 10_000;
 /// Most connection slots a segment has room for; the largest `--max-connections`.

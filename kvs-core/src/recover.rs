@@ -8,9 +8,11 @@
 //! A crash in it, after
 //! 1. some redo logs were completed: those are clear, the others still stand; the next recovery completes them;
 //! 2. some locks were made anew: nobody waits for one, and the next recovery makes all of them anew;
-//! 3. some replaced values were freed: each is taken off its list in the transaction that frees it;
-//! 4. some connections were ended: a slot is marked free last, and what it no longer names is free.
+//! 3. the backup rings were looked at: pins are this process's own, and are made anew;
+//! 4. some replaced values were freed: each is taken off its list in the transaction that frees it;
+//! 5. some connections were ended: a slot is marked free last, and what it no longer names is free.
 
+use crate::backup::ring;
 use crate::connection::slot;
 use crate::segment::layout::{ConnectionSlot, WorkerSlot};
 use crate::segment::{Segment, SegmentError};
@@ -49,6 +51,9 @@ pub fn recover(table: &Table) -> Result<(), RecoverError> {
     let slots = worker_slots(segment)?;
     complete_logs(segment, &slots)?;
     segment.initialize_locks()?;
+    for (worker, slot) in (0u64..).zip(&slots).take(segment.header()?.backup_rings_reserved.load() as usize) {
+        take_up_ring(table, worker, slot)?;
+    }
     for (index, slot) in slots.iter().enumerate() {
         match table.collect_garbage(slot) {
             Ok(()) => {}
@@ -61,6 +66,19 @@ pub fn recover(table: &Table) -> Result<(), RecoverError> {
     }
     // The first slot always exists; nobody else works yet.
     slots.first().map_or(Ok(()), |worker| end_connections(segment, worker))
+}
+
+/// Pins what waits in the ring for the backup file. What can't be read there is in the table: a new file will have it.
+fn take_up_ring(table: &Table, worker: u64, slot: &WorkerSlot) -> Result<(), RecoverError> {
+    if let Err(damaged) = ring::pin_all(table, slot) {
+        let memory = table.segment().memory();
+        log::error!(
+            "the backup ring of worker {worker}: {damaged}; a new backup file will be written from memory"
+        );
+        memory.store(&table.segment().header()?.backup.position, 0);
+        memory.store(&slot.ring_tail, slot.ring_head.load());
+    }
+    Ok(())
 }
 
 fn worker_slots(segment: &Segment) -> Result<Vec<&WorkerSlot>, Damaged> {

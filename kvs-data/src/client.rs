@@ -22,6 +22,8 @@ const TURN_BYTES_MAX: usize = 1 << 20;
 pub enum Fate {
     /// It is waited for.
     Stays,
+    /// It is served on when the backup file has come further.
+    Waits,
     /// It was told why it can't be served; it may read that before it is closed.
     Lingers,
     /// It is closed.
@@ -40,6 +42,10 @@ pub struct Client<'s> {
     interest: EventFlags,
     /// It was served since somebody last looked.
     busy: bool,
+    /// Its answers are sent when the backup ring is on disk up to here.
+    held_until: Option<u64>,
+    /// It has a change for which the backup ring had no room.
+    parked: bool,
     /// When it is closed at the latest.
     pub linger_until: Option<Instant>,
 }
@@ -48,7 +54,23 @@ impl<'s> Client<'s> {
     /// A client that was just adopted; it is waited for to speak.
     pub fn new(socket: OwnedFd, connection: Connection<'s>) -> Self {
         let interest = EventFlags::IN;
-        Self { socket, connection, at_end: false, ending: false, interest, busy: true, linger_until: None }
+        Self {
+            socket,
+            connection,
+            at_end: false,
+            ending: false,
+            interest,
+            busy: true,
+            held_until: None,
+            parked: false,
+            linger_until: None,
+        }
+    }
+
+    /// Whether it is the backup file that it waits for.
+    pub fn waits_for_backup(&self, context: &Context<'s>) -> bool {
+        self.held_until.is_some_and(|position| !context.is_synced(position))
+            || (self.parked && !context.may_change())
     }
 
     /// The connection.
@@ -66,6 +88,10 @@ impl<'s> Client<'s> {
     /// # Errors
     /// [`Fatal`].
     pub fn serve(&mut self, context: &mut Context<'s>) -> Result<Fate, Fatal> {
+        if self.waits_for_backup(context) {
+            return Ok(self.wait());
+        }
+        (self.held_until, self.parked) = (None, false);
         if !self.connection.has_output() && !self.at_end && !self.take_input(context)? {
             return Ok(Fate::Ends);
         }
@@ -75,9 +101,13 @@ impl<'s> Client<'s> {
         let mut blocked = true;
         let mut budget = TURN_BYTES_MAX;
         for _ in 0..ROUNDS_MAX {
-            let progress = self.connection.execute(context)?;
+            let progress = self.execute(context)?;
+            if self.held_until.is_some() {
+                return Ok(self.wait());
+            }
             match self.flush(context, &mut budget)? {
                 Flushed::All if progress == Progress::NeedsOutput => {}
+                Flushed::All if self.parked => return Ok(self.wait()),
                 Flushed::All => {
                     blocked = progress == Progress::GivesWay;
                     break;
@@ -88,6 +118,24 @@ impl<'s> Client<'s> {
         }
         self.connection.rest(context)?;
         Ok(self.fate(blocked))
+    }
+
+    /// Executes what there is, and notes what its answers, or the rest of it, have to wait for.
+    fn execute(&mut self, context: &mut Context<'s>) -> Result<Progress, Fatal> {
+        let before = context.ring_head();
+        let progress = self.connection.execute(context)?;
+        let after = context.ring_head();
+        if after != before && context.waits_for_sync() {
+            self.held_until = Some(after);
+        }
+        self.parked = progress == Progress::NeedsBackup;
+        Ok(progress)
+    }
+
+    /// Nothing of the client is listened to meanwhile.
+    fn wait(&mut self) -> Fate {
+        self.interest = EventFlags::empty();
+        Fate::Waits
     }
 
     /// Gives its buffers back if it was silent since this was called last.

@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, Sender};
+use kvs_core::backup::gate::Gate;
 use kvs_core::connection::context::Statistics;
 use kvs_core::control::{
-    self, Adopted, CLIENTS_MAX, ClientInfo, ControlError, DataMessage, FrontMessage, StartKind,
+    self, Adopted, CLIENTS_MAX, ClientInfo, ControlError, DataMessage, FrontMessage,
 };
 use kvs_core::limits::CONNECTIONS_MAX_LIMIT;
 use kvs_core::liveness::{LivenessError, LivenessPage, MAIN_SLOT};
@@ -19,10 +20,11 @@ use kvs_core::wire::{self, ErrorCode, Response, ResponseBody};
 use kvs_front::options::ServerOptions;
 use rustix::net::{SendFlags, Shutdown};
 
+use crate::backup::{self, Backup};
 use crate::housekeeping::Housekeeping;
 use crate::shared::Shared;
-use crate::start::{self, Told};
-use crate::worker::{Command, WorkerHandle};
+use crate::start::{self, Started, Told};
+use crate::worker::{self, Command, WorkerHandle};
 
 /// Serves until told to stop.
 ///
@@ -67,6 +69,7 @@ struct Server {
     workers: Vec<WorkerHandle>,
     threads: Vec<JoinHandle<()>>,
     housekeeping: Housekeeping,
+    backup: Backup,
     next_worker: usize,
 }
 
@@ -77,19 +80,19 @@ fn begin(
     control: OwnedFd,
     begun: Instant,
 ) -> anyhow::Result<Server> {
-    let (segment, table, start) = start::open(options, told)?;
-    if start == StartKind::New {
-        log::warn!(
-            "no backup file is kept by this release (--backup, --durability {}): data outlives the processes, not the machine",
-            options.durability
-        );
-    }
+    let Started { segment, table, start, begin } = start::open(options, told)?;
     let workers = options.worker_count();
     segment.claim_worker(workers as u64)?;
+    segment.claim_ring(workers as u64 - 1)?;
     let reserved = segment.header()?.connection_slots_reserved.load();
+    let (calls, called) = crossbeam_channel::bounded(1);
     let shared = Arc::new(Shared {
         name: options.name.clone(),
-        table,
+        table: table.backed_up(),
+        gate: Gate::new(backup::acknowledge(options.durability)),
+        calls,
+        wakes: (0..workers).map(|_| worker::wake()).collect::<Result<_, _>>()?,
+        backup_path: options.backup_path(),
         liveness,
         control,
         workers,
@@ -99,6 +102,7 @@ fn begin(
         begun,
         segment,
     });
+    let backup = Backup::start(&shared, options.backup_path(), options.durability, begin, called)?;
     let mut threads = Vec::new();
     let mut handles = Vec::new();
     for index in 0..workers {
@@ -115,7 +119,7 @@ fn begin(
     };
     let file = start::descriptor(&shared.segment)?;
     control::send(shared.control.as_fd(), &ready, &[file.as_fd()])?;
-    Ok(Server { shared, workers: handles, threads, housekeeping, next_worker: 0 })
+    Ok(Server { shared, workers: handles, threads, housekeeping, backup, next_worker: 0 })
 }
 
 impl Server {
@@ -216,6 +220,7 @@ impl Server {
             thread.join().map_err(|_| anyhow::anyhow!("a worker panicked"))?;
         }
         self.housekeeping.stop();
+        self.backup.stop();
         if told {
             let header = self.shared.segment.header()?;
             self.shared.segment.memory().store(&header.clean, 1);

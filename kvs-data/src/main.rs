@@ -6,15 +6,19 @@
 //! | [`control`] | the main thread: what the front server says |
 //! | [`worker`] | one thread of the fixed pool: its epoll, its clients |
 //! | [`client`] | a client's socket and its connection |
+//! | [`load`] | from the backup file to a new segment, on all cores |
+//! | [`backup`] | the thread that keeps the backup file |
 //! | [`housekeeping`] | memory reserved ahead of need |
 //! | [`shared`] | what all threads see |
 //!
 //! Started alone it becomes the front server, which starts it again as it should be.
 #![deny(unsafe_code)]
 
+mod backup;
 mod client;
 mod control;
 mod housekeeping;
+mod load;
 mod shared;
 mod start;
 mod worker;

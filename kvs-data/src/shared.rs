@@ -1,10 +1,15 @@
 //! What all threads of the data server see.
 
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use crossbeam_channel::Sender;
+use kvs_core::backup::gate::Gate;
+use kvs_core::backup::ring;
+use kvs_core::backup::writer::Tails;
 use kvs_core::connection::context::{COUNTERS, Statistics};
 use kvs_core::connection::slot::SlotIndex;
 use kvs_core::control::StatisticOwned;
@@ -20,8 +25,16 @@ pub struct Shared {
     pub name: InstanceName,
     /// Its segment.
     pub segment: Segment,
-    /// The table in it.
+    /// The table in it; what is changed goes to the backup rings.
     pub table: Table,
+    /// What workers and the backup thread say to each other.
+    pub gate: Gate,
+    /// Calls the backup thread.
+    pub calls: Sender<()>,
+    /// Wakes each worker.
+    pub wakes: Vec<Arc<OwnedFd>>,
+    /// Where the backup file is.
+    pub backup_path: PathBuf,
     /// Where each thread proves that it lives.
     pub liveness: LivenessPage,
     /// The socket to the front server.
@@ -39,13 +52,39 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn counter(&self, index: usize) -> u64 {
+    /// Calls the backup thread; it comes once for many calls.
+    pub fn call_backup(&self) {
+        // One call waiting is as good as many.
+        let _ = self.calls.try_send(());
+    }
+
+    /// Wakes the workers that wait for the backup thread.
+    pub fn call_waiting(&self) {
+        for worker in self.gate.take_waiting() {
+            if let Some(wake) = self.wakes.get(worker) {
+                // A full counter wakes it just as well.
+                let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
+            }
+        }
+    }
+
+    /// So much of each ring is on disk for good.
+    pub fn set_synced(&self, tails: &Tails) {
+        for (worker, tail) in tails.iter().enumerate() {
+            self.gate.set_synced(worker, *tail);
+        }
+        self.call_waiting();
+    }
+
+    /// The slots of all workers that there ever were.
+    pub fn worker_slots(&self) -> impl Iterator<Item = &WorkerSlot> {
         let reserved = self.segment.header().map_or(0, |header| header.worker_slots_reserved.load());
-        let slots = (0..reserved).filter_map(|slot| {
-            let offset = self.segment.regions().worker(slot);
-            self.segment.memory().object::<WorkerSlot>(offset).ok()
-        });
-        slots.fold(0, |sum, slot| sum.wrapping_add(slot.counters[index].load()))
+        (0..reserved)
+            .filter_map(|slot| self.segment.memory().object(self.segment.regions().worker(slot)).ok())
+    }
+
+    fn counter(&self, index: usize) -> u64 {
+        self.worker_slots().fold(0, |sum, slot| sum.wrapping_add(slot.counters[index].load()))
     }
 
     /// A slot that is free again, for the next connection.
@@ -78,6 +117,11 @@ impl Statistics for Shared {
             ("segment_bytes", Number(self.segment.memory_bytes())),
             ("capacity_bytes", Number(header.capacity_bytes.load())),
             ("value_bytes_max", Number(self.value_bytes_max)),
+            ("backup_file", Text(self.backup_path.display().to_string())),
+            ("backup_generation", Number(header.backup.generation.load())),
+            ("backup_bytes", Number(header.backup.position.load())),
+            ("backup_waiting_bytes", Number(self.worker_slots().map(ring::used).sum())),
+            ("backup_error", self.gate.failure().map_or(Absent, Text)),
         ];
         all.extend(COUNTERS.map(|(counter, name)| (name, Number(self.counter(counter as usize)))));
         all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

@@ -5,17 +5,23 @@
 //! anywhere in it, the next start does it again.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use kvs_core::backup::disk::directory_of;
 use kvs_core::control::StartKind;
 use kvs_core::instance::{ByteSize, InstanceName};
-use kvs_core::limits::CAPACITY_BYTES_DEFAULT;
+use kvs_core::limits::{CAPACITY_BYTES_DEFAULT, WORKER_THREADS_MAX};
 use kvs_core::recover::{self, RecoverError};
 use kvs_core::segment::layout::EXTENT_BYTES;
-use kvs_core::segment::{Segment, default_capacity, store_text};
+use kvs_core::segment::{Purpose, Segment, default_capacity, store_text};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::table::Table;
 use kvs_front::options::ServerOptions;
+
+use crate::backup::{Begin, DISK, open_file};
+use crate::load::load;
 
 /// What the front server told at the start.
 pub struct Told {
@@ -31,39 +37,82 @@ pub struct Told {
     pub segment: Option<OwnedFd>,
 }
 
-/// Gets the segment, and brings it into a state that can be served.
+/// What a start came to.
+pub struct Started {
+    /// The segment.
+    pub segment: Segment,
+    /// The table in it.
+    pub table: Table,
+    /// Where its data comes from.
+    pub start: StartKind,
+    /// The backup file.
+    pub begin: Begin,
+}
+
+/// Gets the segment, and brings it into a state that can be served: attaches to it, or loads the backup file, or makes an
+/// empty one.
 ///
 /// # Errors
 /// Why it can't be had, for the operator.
-pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<(Segment, Table, StartKind)> {
+pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<Started> {
     let path = options.name.segment_path();
-    let (segment, created) = match told.segment {
-        Some(file) => (Segment::attach(&path, file)?, false),
-        None => {
-            let capacity = options.capacity.map_or_else(|| default_capacity(&path), |capacity| capacity.0);
-            let opened = Segment::open_or_create(&path, capacity)?;
-            (opened.segment, opened.created)
-        }
+    let relaunched = told.segment.is_some();
+    let there = match told.segment {
+        Some(file) => Some(Segment::attach(&path, file)?),
+        None => Segment::open(&path)?,
     };
+    let started = match there {
+        Some(segment) => attach(options, segment, relaunched)?,
+        None => load_or_create(options, &path)?,
+    };
+    introduce(&started.segment, options, &told.front, (&told.tcp_address, &told.unix_path), told.relaunched)?;
+    Ok(started)
+}
+
+/// Takes up the segment that another data server has served.
+fn attach(options: &ServerOptions, segment: Segment, relaunched: bool) -> anyhow::Result<Started> {
     let table = Table::new(&segment)?;
-    if created {
-        segment.claim_worker(options.worker_count() as u64)?;
-        let capacity = segment.regions().capacity_bytes;
-        if options.capacity.is_none() && capacity < CAPACITY_BYTES_DEFAULT {
-            log::warn!("the capacity is {}: /dev/shm holds no more", ByteSize(capacity));
-        }
-    } else {
-        recover(&table, &options.name)?;
-        let capacity = segment.regions().capacity_bytes;
-        if options.capacity.is_some_and(|wanted| wanted.0 / EXTENT_BYTES * EXTENT_BYTES != capacity) {
-            log::warn!(
-                "the segment keeps the capacity of {} it was made with; to change it, export, purge and import",
-                ByteSize(capacity)
-            );
-        }
+    recover(&table, &options.name)?;
+    let capacity = segment.regions().capacity_bytes;
+    if options.capacity.is_some_and(|wanted| wanted.0 / EXTENT_BYTES * EXTENT_BYTES != capacity) {
+        log::warn!(
+            "the segment keeps the capacity of {} it was made with; to change it, `kvs-tools quit`, `kvs-tools purge`, and start: \
+             the backup file is loaded into a new one",
+            ByteSize(capacity)
+        );
     }
-    introduce(&segment, options, &told.front, (&told.tcp_address, &told.unix_path), told.relaunched)?;
-    Ok((segment, table, if created { StartKind::New } else { StartKind::Attached }))
+    // A data server that died a moment ago may still have the file locked: clients don't wait for that.
+    let begin = if relaunched { Begin::Later } else { Begin::With(open_file(&options.backup_path())?) };
+    Ok(Started { segment, table, start: StartKind::Attached, begin })
+}
+
+fn load_or_create(options: &ServerOptions, path: &Path) -> anyhow::Result<Started> {
+    let backup = options.backup_path();
+    if options.backup.is_none() {
+        make_directory(&backup)?;
+    }
+    let capacity = options.capacity.map_or_else(|| default_capacity(path), |capacity| capacity.0);
+    if options.capacity.is_none() && capacity < CAPACITY_BYTES_DEFAULT {
+        log::warn!("the capacity is {}: /dev/shm holds no more", ByteSize(capacity));
+    }
+    let Some(mut found) = open_file(&backup)? else {
+        let segment = Segment::create(path, capacity, Purpose::new()?)?;
+        segment.claim_worker(options.worker_count() as u64)?;
+        let table = Table::new(&segment)?;
+        return Ok(Started { segment, table, start: StartKind::New, begin: Begin::With(None) });
+    };
+    let threads =
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(WORKER_THREADS_MAX);
+    let (segment, table) = load(&DISK, &backup, &mut found, path, capacity, threads)?;
+    Ok(Started { segment, table, start: StartKind::Loaded, begin: Begin::With(Some(found)) })
+}
+
+/// The directory of the backup file where none was asked for is this user's alone.
+fn make_directory(backup: &Path) -> anyhow::Result<()> {
+    let directory = directory_of(backup);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(|| {
+        format!("can't make {} for the backup file; choose another --backup", directory.display())
+    })
 }
 
 /// Recovers what a dead data server left; see [`kvs_core::recover`].

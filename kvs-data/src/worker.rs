@@ -18,6 +18,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::backup::is_half_full;
 use crate::client::{Client, Fate};
 use crate::shared::Shared;
 
@@ -65,6 +66,15 @@ pub struct WorkerHandle {
     wake: Arc<OwnedFd>,
 }
 
+/// What wakes a worker.
+///
+/// # Errors
+/// When no descriptor is to be had.
+pub fn wake() -> anyhow::Result<Arc<OwnedFd>> {
+    let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("can't make an eventfd")?;
+    Ok(Arc::new(wake))
+}
+
 impl WorkerHandle {
     /// Starts worker `index`.
     ///
@@ -72,9 +82,7 @@ impl WorkerHandle {
     /// When there is no memory, descriptor or thread to be had.
     pub fn start(shared: &Arc<Shared>, index: usize) -> anyhow::Result<(Self, JoinHandle<()>)> {
         let (commands, inbox) = crossbeam_channel::unbounded();
-        let wake =
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("can't make an eventfd")?;
-        let wake = Arc::new(wake);
+        let wake = Arc::clone(&shared.wakes[index]);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't make an epoll")?;
         epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         let offset = shared.segment.claim_worker(index as u64)?;
@@ -82,7 +90,7 @@ impl WorkerHandle {
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let Ok(_alive) = shared.liveness.claim(FIRST_WORKER_SLOT + index) else { std::process::abort() };
             let Ok(slot) = shared.segment.memory().object(offset) else { std::process::abort() };
-            if let Err(fatal) = Worker::new(&shared, slot, epoll, thread_wake, inbox).run() {
+            if let Err(fatal) = Worker::new(&shared, (slot, index), epoll, thread_wake, inbox).run() {
                 log::error!("worker {index}: {fatal}; ending, the next data server recovers");
                 std::process::abort();
             }
@@ -105,7 +113,12 @@ const WAKE: u64 = u64::MAX;
 struct Worker<'s> {
     shared: &'s Shared,
     slot: &'s WorkerSlot,
+    index: usize,
     context: Context<'s>,
+    /// How much of the backup ring the backup thread was called for.
+    ring_head: u64,
+    /// Those who wait for the backup file.
+    waiting: Vec<usize>,
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
     inbox: Receiver<Command>,
@@ -122,17 +135,21 @@ struct Worker<'s> {
 impl<'s> Worker<'s> {
     fn new(
         shared: &'s Shared,
-        slot: &'s WorkerSlot,
+        (slot, index): (&'s WorkerSlot, usize),
         epoll: OwnedFd,
         wake: Arc<OwnedFd>,
         inbox: Receiver<Command>,
     ) -> Self {
         let capacity = shared.segment.regions().capacity_bytes;
         let rings_max = (capacity / RINGS_SHARE / RING_BYTES / shared.workers as u64).clamp(2, RINGS_MAX);
+        let context = Context::new(&shared.table, slot, shared, shared.value_bytes_max, rings_max);
         Self {
             shared,
             slot,
-            context: Context::new(&shared.table, slot, shared, shared.value_bytes_max, rings_max),
+            index,
+            context: context.behind(&shared.gate, index),
+            ring_head: slot.ring_head.load(),
+            waiting: Vec::new(),
             epoll,
             wake,
             inbox,
@@ -163,13 +180,15 @@ impl<'s> Worker<'s> {
             for event in events.drain(..) {
                 match event.data.u64() {
                     WAKE => woken = true,
-                    token => self.serve(token as usize)?,
+                    token => self.serve(token as usize, event.flags)?,
                 }
             }
             // Places of closed clients are given away only here, when no event of this round can mean them.
             if woken {
                 self.obey()?;
             }
+            self.call_backup();
+            self.serve_waiting()?;
             // Values that were replaced while they were sent.
             self.shared.table.collect_garbage(self.slot)?;
             self.end_lingering()?;
@@ -255,8 +274,43 @@ impl<'s> Worker<'s> {
         Ok(())
     }
 
-    fn serve(&mut self, place: usize) -> Result<(), Fatal> {
+    /// Calls the backup thread if something was changed and it would not come soon by itself.
+    fn call_backup(&mut self) {
+        let head = self.slot.ring_head.load();
+        if head == std::mem::replace(&mut self.ring_head, head) {
+            return;
+        }
+        if self.context.waits_for_sync() || is_half_full(self.slot) || self.shared.gate.must_call() {
+            self.shared.call_backup();
+        }
+    }
+
+    /// Serves those on whom the backup file has come far enough.
+    fn serve_waiting(&mut self) -> Result<(), Fatal> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        // Before looking: what moves after the look wakes this thread.
+        self.shared.gate.wait(self.index);
+        for place in std::mem::take(&mut self.waiting) {
+            let waits =
+                self.clients[place].as_ref().is_some_and(|client| client.waits_for_backup(&self.context));
+            if waits {
+                self.waiting.push(place);
+            } else {
+                self.serve(place, EventFlags::empty())?;
+            }
+        }
+        self.call_backup();
+        Ok(())
+    }
+
+    fn serve(&mut self, place: usize, happened: EventFlags) -> Result<(), Fatal> {
         let Some(client) = self.clients.get_mut(place).and_then(Option::as_mut) else { return Ok(()) };
+        // Of one who isn't listened to only this is heard: it is gone.
+        if client.interest().is_empty() && happened.intersects(EventFlags::ERR | EventFlags::HUP) {
+            return self.close(place);
+        }
         let before = client.interest();
         let fate = client.serve(&mut self.context)?;
         self.settle(place, before, fate)
@@ -273,6 +327,9 @@ impl<'s> Worker<'s> {
                 return self.close(place);
             }
         }
+        if fate == Fate::Waits && !self.waiting.contains(&place) {
+            self.waiting.push(place);
+        }
         if fate == Fate::Lingers && client.linger_until.is_none() {
             client.linger_until = Some(Instant::now() + LINGER);
             self.lingering.push(place);
@@ -288,6 +345,7 @@ impl<'s> Worker<'s> {
         client.close(&mut self.context)?;
         self.free.push(place);
         self.lingering.retain(|&other| other != place);
+        self.waiting.retain(|&other| other != place);
         self.shared.give_back_slot(index);
         self.closed.push(id);
         Ok(())

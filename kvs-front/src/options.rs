@@ -131,14 +131,15 @@ pub struct ServerOptions {
 
     /// Backup file [default: $XDG_STATE_HOME/kvs/NAME.backup or ~/.local/state/kvs/NAME.backup]
     ///
-    /// Not written by this release: data survives the death of any or all processes, but not a restart of the machine.
+    /// A complete copy of the data at every moment, up to --durability; it is loaded when the segment is gone, as after a restart
+    /// of the machine. Copying it is a backup, and a copy given here is restored.
     #[arg(long, env = "KVS_BACKUP", value_name = "FILE", help_heading = "Data")]
     pub backup: Option<PathBuf>,
 
     /// When an acknowledged write is on disk: always, interval=DURATION or os
     ///
-    /// DURATION is such as 250ms, 1s or 2m. In every mode the write survives the death of any or all of the processes. See
-    /// --backup.
+    /// always: before it is acknowledged; interval: so long after at most, such as 250ms, 1s or 2m; os: when the kernel likes. In
+    /// every mode the write survives the death of any or all of the processes; this is about power cuts.
     #[arg(
         long,
         env = "KVS_DURABILITY",
@@ -150,7 +151,7 @@ pub struct ServerOptions {
 
     /// Worker threads [default: number of cores]
     ///
-    /// 1 to 63. More than there are cores seldom helps: a worker never waits for a client.
+    /// 1 to 62. More than there are cores seldom helps: a worker never waits for a client.
     #[arg(long, env = "KVS_WORKERS", value_name = "N", help_heading = "Running",
         allow_negative_numbers = true,
         value_parser = clap::value_parser!(u16).range(1..=WORKER_THREADS_MAX as i64))]
@@ -207,6 +208,12 @@ impl ServerOptions {
     /// Where the unix socket is, as an absolute path.
     pub fn unix_path(&self) -> PathBuf {
         let path = self.unix.clone().unwrap_or_else(|| self.name.default_unix_path());
+        std::path::absolute(&path).unwrap_or(path)
+    }
+
+    /// Where the backup file is, as an absolute path.
+    pub fn backup_path(&self) -> PathBuf {
+        let path = self.backup.clone().unwrap_or_else(|| self.name.default_backup_path());
         std::path::absolute(&path).unwrap_or(path)
     }
 
@@ -317,7 +324,7 @@ mod tests {
             ["--capacity", "lots"],
             ["--max-value", "65MiB"],
             ["--workers", "0"],
-            ["--workers", "64"],
+            ["--workers", "63"],
             ["--max-connections", "0"],
             ["--durability", "never"],
             ["--durability", "interval=0s"],

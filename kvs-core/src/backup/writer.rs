@@ -264,12 +264,14 @@ impl<'s> Writer<'s> {
         }
     }
 
+    /// Whether the file has something that is not synced yet.
+    pub fn has_unsynced(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.mark().position > self.synced)
+    }
+
     /// What a sync at this moment makes safe; None when there is nothing new.
     pub fn sync_ticket(&self) -> Result<Option<SyncTicket>, BackupError> {
-        let Some(log) = &self.log else { return Ok(None) };
-        if log.mark().position <= self.synced {
-            return Ok(None);
-        }
+        let Some(log) = self.log.as_ref().filter(|_| self.has_unsynced()) else { return Ok(None) };
         Ok(Some(SyncTicket { file: Arc::clone(log.file()), mark: log.mark(), tails: self.tails()? }))
     }
 

@@ -2,8 +2,11 @@
 
 use super::Fatal;
 use super::ring::{RING_ORDER, Ring};
+use crate::backup::gate::{Admission, Gate};
+use crate::backup::ring;
 use crate::control::StatisticOwned;
 use crate::instance::ByteSize;
+use crate::limits::KEY_BYTES_MAX;
 use crate::segment::layout::WorkerSlot;
 use crate::sys::memory::Word;
 use crate::table::{KeyHash, Table};
@@ -51,6 +54,8 @@ pub struct Context<'s> {
     pub(super) slot: &'s WorkerSlot,
     pub(super) statistics: &'s dyn Statistics,
     pub(super) value_bytes_max: u64,
+    /// The gate, and which of its rings is this worker's.
+    gate: Option<(&'s Gate, usize)>,
     pub(super) scratch: Vec<u8>,
     pub(super) response: Vec<u8>,
     /// The frame at hand needs a larger input ring.
@@ -76,6 +81,7 @@ impl<'s> Context<'s> {
             slot,
             statistics,
             value_bytes_max,
+            gate: None,
             scratch: Vec::new(),
             response: Vec::new(),
             enlarge: false,
@@ -84,6 +90,44 @@ impl<'s> Context<'s> {
             rings_max,
             ahead: Vec::with_capacity(LOOK_AHEAD_MAX),
         }
+    }
+
+    /// The same, for a table that is backed up: changes are made as `gate` lets them.
+    #[must_use]
+    pub fn behind(self, gate: &'s Gate, worker: usize) -> Self {
+        Self { gate: Some((gate, worker)), ..self }
+    }
+
+    /// Whether answers to changes wait until these are on disk.
+    pub fn waits_for_sync(&self) -> bool {
+        self.gate.is_some_and(|(gate, _)| gate.waits_for_sync())
+    }
+
+    /// Whether what was put into the ring up to `position` is on disk.
+    pub fn is_synced(&self, position: u64) -> bool {
+        self.gate.is_none_or(|(gate, worker)| gate.synced(worker) >= position)
+    }
+
+    /// Whether a change that found no room in the ring may be tried again: it has room, or will be refused.
+    pub fn may_change(&self) -> bool {
+        self.admission(KEY_BYTES_MAX, 0) != Admission::Wait
+    }
+
+    /// Whether a change of a key and a value that goes into the ring may be made now.
+    #[inline]
+    pub(super) fn admission(&self, key_length: usize, value_length: usize) -> Admission {
+        match self.gate {
+            None => Admission::Go,
+            Some((gate, _)) => {
+                gate.admission(ring::has_room(self.slot, ring::bytes_needed(key_length, value_length)))
+            }
+        }
+    }
+
+    /// Bytes ever put into the worker's backup ring.
+    #[inline]
+    pub fn ring_head(&self) -> u64 {
+        self.slot.ring_head.load()
     }
 
     pub(super) fn count(&self, counter: Counter) {

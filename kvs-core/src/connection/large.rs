@@ -11,6 +11,7 @@ use super::context::{Context, Counter};
 use super::{Connection, Fatal, Step, request, slot};
 use crate::arena::block_list::BlockList;
 use crate::arena::extents::AllocateError;
+use crate::backup::gate::Admission;
 use crate::limits::VALUE_BYTES_MAX_LIMIT;
 use crate::sys::memory::Damaged;
 use crate::table::{KeyHash, PinnedValue, Table, TableError};
@@ -72,6 +73,9 @@ impl<'s> Connection<'s> {
         prefix: &SetPrefix<'_>,
         extent: FrameExtent,
     ) -> Result<Step, Fatal> {
+        if let Admission::Refused(message) = context.admission(prefix.key.len(), 0) {
+            return self.skip_frame(context, extent, prefix.number, ErrorCode::BackupFailed, &message);
+        }
         let mut key = prefix.key.to_vec();
         key.resize(key.len().next_multiple_of(8), 0);
         let length = key.len() as u64 + prefix.value_length as u64;
@@ -181,6 +185,16 @@ impl<'s> Connection<'s> {
     }
 
     fn finish(&mut self, context: &mut Context<'s>, assembly: Assembly) -> Result<Step, Fatal> {
+        match context.admission(assembly.key.len(), 0) {
+            Admission::Go => {}
+            Admission::Wait => {
+                self.assembly = Some(assembly);
+                return Ok(Step::NeedsBackup);
+            }
+            Admission::Refused(message) => {
+                return self.give_up(context, assembly, ErrorCode::BackupFailed, &message);
+            }
+        }
         let mut transaction = Transaction::begin(self.segment, context.slot);
         let Assembly { list, key, hash, condition, number, .. } = &assembly;
         let owner = &self.slot.assembly;

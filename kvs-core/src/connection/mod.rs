@@ -76,6 +76,8 @@ pub enum Progress {
     NeedsOutput,
     /// There is more to execute, but it took its time: it's the turn of others.
     GivesWay,
+    /// There is a change to execute, for which the backup ring has no room now.
+    NeedsBackup,
 }
 
 /// How one step ended.
@@ -89,6 +91,8 @@ enum Step {
     NeedsOutput,
     /// Something was done that took long enough.
     GivesWay,
+    /// Nothing was done for want of room in the backup ring.
+    NeedsBackup,
 }
 
 /// A client's connection.
@@ -292,6 +296,7 @@ impl<'s> Connection<'s> {
                 Step::NeedsInput => return Ok(Progress::NeedsInput),
                 Step::NeedsOutput => return Ok(Progress::NeedsOutput),
                 Step::GivesWay => return Ok(Progress::GivesWay),
+                Step::NeedsBackup => return Ok(Progress::NeedsBackup),
             }
         }
     }

@@ -9,10 +9,11 @@ use super::context::{Context, Counter};
 use super::ring::RING_ORDER;
 use super::slot::Phase;
 use super::{ANSWER_ROOM, Connection, Fatal, Step, extents_bytes, slot};
+use crate::backup::gate::Admission;
 use crate::control::StatisticOwned;
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX_LIMIT};
 use crate::sys::memory::Damaged;
-use crate::table::{KeyHash, Table, TableError};
+use crate::table::{DIGITS_MAX, KeyHash, Table, TableError};
 use crate::transaction::{Transaction, TransactionError};
 use crate::wire::{
     self, ErrorCode, FrameExtent, KeyBytes, PROTOCOL, RequestBody, Response, ResponseBody, SetCondition,
@@ -103,23 +104,29 @@ impl<'s> Connection<'s> {
                 Err(step) => Ok(step),
                 Ok(hash) => self.get(context, end, number, (hash, key)),
             },
-            RequestBody::Delete { key } => match self.hash_of(context, end, number, key)? {
+            RequestBody::Delete { key } => match self.admit(context, end, number, (key, 0))? {
                 Err(step) => Ok(step),
                 Ok(hash) => self.change(context, end, number, Counter::Delete, |table, transaction| {
                     let deleted = table.delete(transaction, hash, key)?;
                     Ok(if deleted { ResponseBody::Deleted } else { ResponseBody::Missing })
                 }),
             },
-            RequestBody::Increment { key, by } => match self.hash_of(context, end, number, key)? {
-                Err(step) => Ok(step),
-                Ok(hash) => self.change(context, end, number, Counter::Increment, |table, transaction| {
-                    Ok(ResponseBody::Number { value: table.increment(transaction, hash, key, by)? })
-                }),
-            },
-            RequestBody::Set { condition, key, value } => match self.hash_of(context, end, number, key)? {
-                Err(step) => Ok(step),
-                Ok(hash) => self.set(context, payload, extent, (number, condition, hash, key, value)),
-            },
+            RequestBody::Increment { key, by } => {
+                match self.admit(context, end, number, (key, DIGITS_MAX))? {
+                    Err(step) => Ok(step),
+                    Ok(hash) => {
+                        self.change(context, end, number, Counter::Increment, |table, transaction| {
+                            Ok(ResponseBody::Number { value: table.increment(transaction, hash, key, by)? })
+                        })
+                    }
+                }
+            }
+            RequestBody::Set { condition, key, value } => {
+                match self.admit(context, end, number, (key, value.len()))? {
+                    Err(step) => Ok(step),
+                    Ok(hash) => self.set(context, payload, extent, (number, condition, hash, key, value)),
+                }
+            }
         }
     }
 
@@ -138,6 +145,26 @@ impl<'s> Connection<'s> {
         let message = format!("a key of {found} bytes is not possible; keys have 1 to {KEY_BYTES_MAX} bytes");
         let body = ResponseBody::Error { code: ErrorCode::KeyLength, message: &message };
         self.answer(context, end, &Response { number, body }).map(Err)
+    }
+
+    /// The key's hash, or the step of a change that can't be made, or not now. What a value larger than a block takes of the
+    /// ring is its key at most.
+    fn admit(
+        &mut self,
+        context: &mut Context<'s>,
+        end: u64,
+        number: u32,
+        (key, value_length): (&[u8], usize),
+    ) -> Result<Result<KeyHash, Step>, Fatal> {
+        let value_length = if Table::fits_inline(key.len(), value_length) { value_length } else { 0 };
+        match context.admission(key.len(), value_length) {
+            Admission::Go => self.hash_of(context, end, number, key),
+            Admission::Wait => Ok(Err(Step::NeedsBackup)),
+            Admission::Refused(message) => {
+                let body = ResponseBody::Error { code: ErrorCode::BackupFailed, message: &message };
+                self.answer(context, end, &Response { number, body }).map(Err)
+            }
+        }
     }
 
     fn greet(

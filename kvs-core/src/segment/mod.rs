@@ -25,7 +25,7 @@ use crate::sys::memory::{Damaged, Memory, Offset, View, Word};
 use layout::{ConnectionSlot, Header, LAYOUT_VERSION, Regions, Shard, WorkerSlot};
 
 pub(crate) use open::nanoseconds_since_epoch;
-pub use open::{Opened, default_capacity, remove};
+pub use open::{Opened, Purpose, default_capacity, remove};
 
 /// Why a segment can't be opened, made or enlarged.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,12 @@ pub enum SegmentError {
         path: PathBuf,
         /// What is wrong with it.
         what: String,
+    },
+    /// Made before the machine was last started.
+    #[error("segment {} was made before this machine was last started; starting the instance loads its backup file", path.display())]
+    OtherBoot {
+        /// The segment.
+        path: PathBuf,
     },
     /// Made by another version of the store.
     #[error(
@@ -113,7 +119,7 @@ impl Segment {
     pub fn on_heap(capacity_bytes: u64) -> Result<Self, SegmentError> {
         let regions = Regions::new(capacity_bytes);
         let segment = Self { memory: Arc::new(Memory::heap(regions.length)), regions, file: None };
-        segment.format([1, 2], [3, 4])?;
+        segment.format([1, 2], [3, 4], Purpose { backup_id: [0, 0], loading: false })?;
         Ok(segment)
     }
 

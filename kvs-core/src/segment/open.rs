@@ -31,33 +31,69 @@ pub struct Opened {
     pub created: bool,
 }
 
+/// What a segment is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purpose {
+    /// Identity of the backup file that belongs to it.
+    pub backup_id: [u64; 2],
+    /// Whether it is void until the file is loaded.
+    pub loading: bool,
+}
+
+impl Purpose {
+    /// Of a segment that has no backup file yet.
+    ///
+    /// # Errors
+    /// When there are no random numbers to be had.
+    pub fn new() -> Result<Self, SegmentError> {
+        Ok(Self { backup_id: random_words(Path::new("(memory)"))?, loading: false })
+    }
+}
+
 impl Segment {
     /// Attaches to the segment at `path`, or makes it with `capacity_bytes` when there is none.
     ///
     /// # Errors
     /// Every way in which a segment can't be had: see [`SegmentError`].
     pub fn open_or_create(path: &Path, capacity_bytes: u64) -> Result<Opened, SegmentError> {
+        match Self::open(path)? {
+            Some(segment) => Ok(Opened { segment, created: false }),
+            None => {
+                Ok(Opened { segment: Self::create(path, capacity_bytes, Purpose::new()?)?, created: true })
+            }
+        }
+    }
+
+    /// Attaches to the segment at `path`; None when there is none that is of any worth. One that was made before the machine was
+    /// last started is kept aside.
+    ///
+    /// # Errors
+    /// Every way in which a segment can't be had: see [`SegmentError`].
+    pub fn open(path: &Path) -> Result<Option<Self>, SegmentError> {
         // Each round ends unless somebody removed or made the file between two calls.
         for _ in 0..16 {
-            match open_file(path, OFlags::RDWR) {
-                Err(SegmentError::Missing { .. }) => {}
-                Err(error) => return Err(error),
-                Ok(file) => {
-                    lock_exclusively(path, &file)?;
-                    if !is_named(path, &file)? {
-                        continue;
-                    }
-                    if !is_unfinished(path, &file)? {
-                        let segment = Self::attach(path, file)?;
-                        return Ok(Opened { segment, created: false });
-                    }
-                    log::warn!("{} was never finished by an earlier start; making it anew", path.display());
+            let file = match open_file(path, OFlags::RDWR) {
+                Err(SegmentError::Missing { .. }) => return Ok(None),
+                file => file?,
+            };
+            lock_exclusively(path, &file)?;
+            if !is_named(path, &file)? {
+                continue;
+            }
+            if is_unfinished(path, &file)? {
+                log::warn!("{} was never finished by an earlier start; making it anew", path.display());
+                unlink(path)?;
+                return Ok(None);
+            }
+            return match Self::attach(path, file) {
+                Ok(segment) if segment.header()?.loading.load() != 0 => {
+                    log::warn!("{} was never loaded to its end; loading it anew", path.display());
                     unlink(path)?;
+                    Ok(None)
                 }
-            }
-            if let Some(segment) = Self::create(path, capacity_bytes)? {
-                return Ok(Opened { segment, created: true });
-            }
+                Err(SegmentError::OtherBoot { .. }) => keep_aside(path).map(|()| None),
+                attached => attached.map(Some),
+            };
         }
         Err(SegmentError::InUse { path: path.to_path_buf(), pid: 0 })
     }
@@ -92,23 +128,23 @@ impl Segment {
         Ok((Self { memory: Arc::new(memory), regions, file: None }, served))
     }
 
-    /// Makes the segment; None when somebody else made one of that name first.
-    fn create(path: &Path, capacity_bytes: u64) -> Result<Option<Self>, SegmentError> {
+    /// Makes the segment at `path`, where there is none.
+    ///
+    /// # Errors
+    /// Every way in which it can't be made: see [`SegmentError`].
+    pub fn create(path: &Path, capacity_bytes: u64, purpose: Purpose) -> Result<Self, SegmentError> {
         let capacity_bytes = check_capacity(path, capacity_bytes)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = match rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR) {
-            Ok(file) => file,
-            Err(Errno::EXIST) => return Ok(None),
-            Err(error) => return Err(io_error(path, "make it", error.into())),
-        };
-        let made = Self::fill(path, file, capacity_bytes);
+        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| io_error(path, "make it", error.into()))?;
+        let made = Self::fill(path, file, capacity_bytes, purpose);
         if made.is_err() {
             unlink(path)?;
         }
-        made.map(Some)
+        made
     }
 
-    fn fill(path: &Path, file: OwnedFd, capacity_bytes: u64) -> Result<Self, SegmentError> {
+    fn fill(path: &Path, file: OwnedFd, capacity_bytes: u64, purpose: Purpose) -> Result<Self, SegmentError> {
         lock_exclusively(path, &file)?;
         // The mode above was subject to the umask.
         rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR)
@@ -120,12 +156,17 @@ impl Segment {
         let segment = Self { memory: Arc::new(memory), regions, file: Some(Arc::new(file)) };
         segment.reserve_fixed(0, regions.workers)?;
         let boot = boot_id().map_err(|source| io_error(path, "learn this machine's boot id", source))?;
-        segment.format(words(boot), random_seed(path)?)?;
+        segment.format(words(boot), random_words(path)?, purpose)?;
         Ok(segment)
     }
 
     /// Fills the header, the shards and the locks of an empty segment; the magic word comes last.
-    pub(super) fn format(&self, boot: [u64; 2], seed: [u64; 2]) -> Result<(), SegmentError> {
+    pub(super) fn format(
+        &self,
+        boot: [u64; 2],
+        seed: [u64; 2],
+        purpose: Purpose,
+    ) -> Result<(), SegmentError> {
         let (memory, regions, header) = (&self.memory, &self.regions, self.header()?);
         memory.store(&header.layout_version, LAYOUT_VERSION);
         memory.store(&header.layout_hash, LAYOUT_HASH);
@@ -134,7 +175,9 @@ impl Segment {
         for half in 0..2 {
             memory.store(&header.boot_id[half], boot[half]);
             memory.store(&header.hash_seed[half], seed[half]);
+            memory.store(&header.backup_id[half], purpose.backup_id[half]);
         }
+        memory.store(&header.loading, u64::from(purpose.loading));
         memory.store(&header.created_ns, nanoseconds_since_epoch());
         memory.store(&header.identity_checksum, identity_checksum(header));
         let mut reserved = regions.workers;
@@ -266,6 +309,20 @@ fn lock_exclusively(path: &Path, file: &OwnedFd) -> Result<(), SegmentError> {
     }
 }
 
+/// Gives a segment of no further use another name, under which the user may still look at it.
+fn keep_aside(path: &Path) -> Result<(), SegmentError> {
+    let mut kept = path.as_os_str().to_owned();
+    kept.push("~");
+    let kept = PathBuf::from(kept);
+    rustix::fs::rename(path, &kept).map_err(|error| io_error(path, "keep it aside", error.into()))?;
+    log::warn!(
+        "{} was made before this machine was last started, so it can't be trusted; it is kept as {}",
+        path.display(),
+        kept.display()
+    );
+    Ok(())
+}
+
 /// Pid of the data server that the header names; 0 when there is none to be found.
 fn served_by(file: BorrowedFd<'_>) -> u64 {
     let mut bytes = [0u8; 8];
@@ -329,7 +386,7 @@ fn check_header(path: &Path, view: &View, length: u64) -> Result<Regions, Segmen
     check_counts(path, header, &regions)?;
     let boot = boot_id().map_err(|source| io_error(path, "learn this machine's boot id", source))?;
     if words(boot) != [header.boot_id[0].load(), header.boot_id[1].load()] {
-        return Err(foreign(path, "it was made before this machine was last started"));
+        return Err(SegmentError::OtherBoot { path: path.to_path_buf() });
     }
     Ok(regions)
 }
@@ -430,10 +487,10 @@ fn memory_of_machine(path: &Path) -> Result<u64, SegmentError> {
     Ok(if room == 0 { machine } else { machine.min(room) })
 }
 
-fn random_seed(path: &Path) -> Result<[u64; 2], SegmentError> {
+fn random_words(path: &Path) -> Result<[u64; 2], SegmentError> {
     let mut bytes = [0u8; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| io_error(path, "get random numbers for its hash", error.into()))?;
+        .map_err(|error| io_error(path, "get random numbers for it", error.into()))?;
     Ok(words(bytes))
 }
 

@@ -50,6 +50,7 @@ use crate::wire::SetCondition;
 use entry::{Content, Entry};
 use pins::Pins;
 use view::{ReadError, TableView};
+pub(crate) use write::DIGITS_MAX;
 use write::ShardWriter;
 
 pub use hash::{HashSeed, KeyHash};

@@ -26,7 +26,7 @@ use crate::transaction::Transaction;
 use crate::wire::SetCondition;
 
 /// Digits of the longest number of 64 bits, and its sign.
-const DIGITS_MAX: usize = 20;
+pub(crate) const DIGITS_MAX: usize = 20;
 
 /// One shard, locked for a change.
 pub(super) struct ShardWriter<'w, 's> {
