@@ -1,0 +1,187 @@
+//! A child process that is executed one instruction at a time.
+//!
+//! The child is this program again. It asks to be traced and stops itself with SIGSTOP before and after what is to be
+//! looked at. Addresses are not randomised, so that every run of the same child executes the same instructions.
+
+use std::fs;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use nix::sys::personality::{self, Persona};
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// What became of the child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// It executed one instruction.
+    Stepped,
+    /// It stopped itself.
+    Stopped,
+}
+
+/// A child that is traced; killed when this is dropped.
+pub struct Tracee {
+    pid: Pid,
+    alive: bool,
+}
+
+impl Tracee {
+    /// Starts this program with `arguments`, the segment's `file` as its standard input, up to its first stop.
+    ///
+    /// # Errors
+    /// When it can't be started, can't be traced or ends.
+    pub fn start(arguments: &[&str], file: BorrowedFd<'_>) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("can't find this program")?;
+        let child = Command::new(program)
+            .args(arguments)
+            .env_remove("RUST_BACKTRACE")
+            .stdin(Stdio::from(file.try_clone_to_owned()?))
+            .spawn()
+            .context("can't start the child")?;
+        let pid = Pid::from_raw(i32::try_from(child.id())?);
+        let mut tracee = Self { pid, alive: true };
+        tracee.wait()?;
+        ptrace::setoptions(pid, ptrace::Options::PTRACE_O_EXITKILL).context("can't trace the child")?;
+        Ok(tracee)
+    }
+
+    /// One instruction.
+    ///
+    /// # Errors
+    /// When the child ends.
+    #[inline]
+    pub fn step(&mut self) -> anyhow::Result<Event> {
+        ptrace::step(self.pid, None).context("can't step the child")?;
+        self.wait()
+    }
+
+    /// `count` instructions, or up to the next stop; returns how many it were.
+    ///
+    /// # Errors
+    /// When the child ends.
+    pub fn steps(&mut self, count: u64) -> anyhow::Result<u64> {
+        for done in 0..count {
+            if self.step()? == Event::Stopped {
+                return Ok(done);
+            }
+        }
+        Ok(count)
+    }
+
+    /// On, at full speed, to the next stop.
+    ///
+    /// # Errors
+    /// When the child ends.
+    pub fn run(&mut self) -> anyhow::Result<()> {
+        ptrace::cont(self.pid, None).context("can't continue the child")?;
+        self.wait()?;
+        Ok(())
+    }
+
+    fn wait(&mut self) -> anyhow::Result<Event> {
+        match waitpid(self.pid, None).context("can't wait for the child")? {
+            WaitStatus::Stopped(_, Signal::SIGTRAP) => Ok(Event::Stepped),
+            WaitStatus::Stopped(_, Signal::SIGSTOP) => Ok(Event::Stopped),
+            other => {
+                self.alive = !matches!(other, WaitStatus::Exited(..) | WaitStatus::Signaled(..));
+                bail!("the child should have stopped: {other:?}")
+            }
+        }
+    }
+
+    /// Where it is: the address of its next instruction.
+    ///
+    /// # Errors
+    /// When the child is gone.
+    #[inline]
+    pub fn instruction(&self) -> anyhow::Result<u64> {
+        let registers = ptrace::getregs(self.pid).context("can't read the child's registers")?;
+        #[cfg(target_arch = "x86_64")]
+        return Ok(registers.rip);
+        #[cfg(target_arch = "aarch64")]
+        return Ok(registers.pc);
+    }
+
+    /// Where the code of its C library is.
+    ///
+    /// # Errors
+    /// When it has none of its own.
+    pub fn c_library(&self) -> anyhow::Result<Range<u64>> {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid))?;
+        let line = maps
+            .lines()
+            .find(|line| line.contains("r-xp") && line.contains("libc"))
+            .context("the program is linked statically: calls of lock and unlock can't be told apart")?;
+        let (range, _) = line.split_once(' ').context("an empty line")?;
+        let (start, end) = range.split_once('-').context("no range")?;
+        Ok(u64::from_str_radix(start, 16)?..u64::from_str_radix(end, 16)?)
+    }
+
+    /// Kills it with SIGKILL and waits until it is dead.
+    ///
+    /// # Errors
+    /// When it was dead already.
+    pub fn kill(mut self) -> anyhow::Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        if std::mem::take(&mut self.alive) {
+            kill(self.pid, Signal::SIGKILL)?;
+            while !matches!(waitpid(self.pid, None)?, WaitStatus::Signaled(..) | WaitStatus::Exited(..)) {}
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Tracee {
+    fn drop(&mut self) {
+        // It is gone already, then.
+        let _ = self.end();
+    }
+}
+
+/// Called in the child: asks to be traced, and to die with its parent.
+///
+/// # Errors
+/// When tracing is forbidden here.
+pub fn be_traced() -> anyhow::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    ptrace::traceme().context("tracing is forbidden here")
+}
+
+/// Called in the child: stops until the parent goes on.
+///
+/// # Errors
+/// Never.
+pub fn stop() -> anyhow::Result<()> {
+    Ok(raise(Signal::SIGSTOP)?)
+}
+
+/// From now on children get the same addresses every time.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn fix_addresses() -> anyhow::Result<()> {
+    let persona = personality::get()? | Persona::ADDR_NO_RANDOMIZE;
+    personality::set(persona).context("can't switch off random addresses")?;
+    Ok(())
+}
+
+/// Traces a child that does nothing.
+///
+/// # Errors
+/// When that is forbidden, or random addresses can't be switched off.
+pub fn try_it() -> anyhow::Result<()> {
+    fix_addresses()?;
+    let nothing = std::fs::File::open("/dev/null")?;
+    let mut child = Tracee::start(&["idle"], nothing.as_fd())?;
+    child.steps(10)?;
+    child.instruction()?;
+    child.kill()
+}
