@@ -10,9 +10,7 @@ use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, Sender};
 use kvs_core::backup::gate::Gate;
 use kvs_core::connection::context::Statistics;
-use kvs_core::control::{
-    self, Adopted, CLIENTS_MAX, ClientInfo, ControlError, DataMessage, FrontMessage,
-};
+use kvs_core::control::{self, Adopted, CLIENTS_MAX, ClientInfo, ControlError, DataMessage, FrontMessage};
 use kvs_core::limits::CONNECTIONS_MAX_LIMIT;
 use kvs_core::liveness::{LivenessError, LivenessPage, MAIN_SLOT};
 use kvs_core::sys::process::ProcessIdentity;

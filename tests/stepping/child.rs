@@ -21,7 +21,7 @@ fn attach(path: &Path) -> anyhow::Result<Segment> {
 /// # Errors
 /// When a data server would end.
 pub fn serve(path: &Path, requests: &Path) -> anyhow::Result<()> {
-    let table = Table::new(&attach(path)?)?;
+    let table = Table::new(&attach(path)?)?.backed_up();
     let requests = std::fs::read(requests)?;
     let mut answers = Vec::with_capacity(requests.len() + 4096);
     let mut client = Client::greeted(&table)?;

@@ -101,6 +101,7 @@ impl Nameless {
         std::fs::remove_file(&path)?;
         segment.claim_worker(1)?;
         segment.claim_connection(0)?;
+        segment.claim_ring(0)?;
         let file = segment.file().context("it has a file")?.as_fd().try_clone_to_owned()?;
         Ok(Self { segment, path, file })
     }

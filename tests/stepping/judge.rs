@@ -3,7 +3,7 @@
 //! 1. A lock-free reader finds every key, the changed one as it was or as it becomes, and never the old one again.
 //! 2. With the decided logs completed: the verifier finds no fault, `committed` stands at the end of a request's answer, those
 //!    answers are in the output ring, the requests that are not executed in the input ring, and in the table is what the
-//!    executed ones, and no others, made of it.
+//!    executed ones, and no others, made of it, as in the backup ring, in order, is what they changed.
 //! 3. After recovery as the data server does it: the same of the table, no fault, every lock free.
 //! 4. Recovery a second time changes nothing.
 //! 5. A slot that changed: its home's sequence went up, and did so before the memory of the entry was free again.
@@ -13,6 +13,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use kvs_core::arena::block_list::{BlockList, Chunk};
 use kvs_core::arena::slab::{Meta, Slab, block_index, slab_of};
+use kvs_core::backup::record::Kind;
+use kvs_core::backup::ring::Ring;
 use kvs_core::check;
 use kvs_core::connection::slot;
 use kvs_core::recover;
@@ -50,6 +52,11 @@ impl Image {
         // The table keeps the seed, so it comes after the header.
         let table = Table::new(&segment)?;
         Ok(Self { segment, table })
+    }
+
+    /// Its table as a new process has it.
+    fn anew(&self) -> anyhow::Result<Table> {
+        Ok(Table::new(&self.segment)?)
     }
 }
 
@@ -115,6 +122,7 @@ pub struct Judge<'e> {
     recovered: Image,
     base: (u32, u32),
     received: u64,
+    ring_head: u64,
     /// How far readers have seen the requests happen.
     seen: usize,
 }
@@ -127,6 +135,7 @@ impl<'e> Judge<'e> {
     pub fn new(segment: &Segment, pages: &Pages, expected: &'e Expected) -> anyhow::Result<Self> {
         let before = Image::of(segment, pages)?;
         let slot: &ConnectionSlot = segment.memory().object(segment.regions().connection(0))?;
+        let worker: &WorkerSlot = segment.memory().object(segment.regions().worker(0))?;
         Ok(Self {
             expected,
             shared_pages: pages.below(segment.regions().data),
@@ -136,6 +145,7 @@ impl<'e> Judge<'e> {
             recovered: Image::of(segment, pages)?,
             base: slot::unpack(slot.committed.load()),
             received: slot.received.load(),
+            ring_head: worker.ring_head.load(),
             before,
             seen: 0,
         })
@@ -244,6 +254,7 @@ impl<'e> Judge<'e> {
         self.no_fault("with the logs completed")?;
         let done = self.requests_committed()?;
         self.table_is(&self.expected.models[done], "with the logs completed")?;
+        self.backup_ring_holds(done)?;
         Ok(done)
     }
 
@@ -331,16 +342,53 @@ impl<'e> Judge<'e> {
         Ok(())
     }
 
+    /// The backup ring holds what `done` requests changed.
+    fn backup_ring_holds(&self, done: usize) -> anyhow::Result<()> {
+        let (table, memory) = (&self.work.table, self.work.segment.memory());
+        let slot: &WorkerSlot = memory.object(self.work.segment.regions().worker(0))?;
+        let ring = Ring::of(&self.work.segment, slot)?;
+        let (mut at, head) = (self.ring_head, slot.ring_head.load());
+        let records = &self.expected.records[..self.expected.record_counts[done]];
+        for (index, (key, value)) in records.iter().enumerate() {
+            demand!(at < head, "{index} changes are in the backup ring instead of {}", records.len());
+            let record = must("the backup ring", ring.record(at, head))?;
+            let mut found = Vec::new();
+            if record.entry == 0 {
+                ring.copy(&record, &mut found)?;
+            } else {
+                let entry = must("a large value in the backup ring", Entry::load(memory, record.entry))?;
+                let Some(entry) = entry else {
+                    demand!(false, "the backup ring names a large value that isn't there");
+                    return Ok(());
+                };
+                must("a large value in the backup ring", entry.append_content(&mut found))?;
+            }
+            let wanted = [&key[..], value.as_deref().unwrap_or_default()].concat();
+            let kind = if value.is_some() { Kind::Set } else { Kind::Delete };
+            demand!(record.kind == kind && found == wanted, "the backup ring holds another change");
+            let is_last = !records[index + 1..].iter().any(|(other, _)| other == key);
+            let version = table.view().find(table.hash_of(key), key, |place| Ok(place.entry.version()));
+            let version = must("the version", version)?.filter(|_| is_last);
+            demand!(
+                version.is_none_or(|version| version == record.version),
+                "the entry has another version than its change in the backup ring"
+            );
+            at += record.bytes;
+        }
+        demand!(at == head, "there is a change in the backup ring that did not happen");
+        Ok(())
+    }
+
     /// Recovers the image at hand twice.
     fn recovered_is_sound(&self, done: Option<usize>) -> anyhow::Result<()> {
         self.begin_work()?;
-        must("recovery", recover::recover(&self.work.table))?;
+        must("recovery", recover::recover(&self.work.anew()?))?;
         self.no_fault("after recovery")?;
         if let Some(done) = done {
             self.table_is(&self.expected.models[done], "after recovery")?;
         }
         self.pages.copy(self.work.segment.memory(), self.recovered.segment.memory())?;
-        must("recovery again", recover::recover(&self.work.table))?;
+        must("recovery again", recover::recover(&self.work.anew()?))?;
         let mut again =
             self.pages.differences(self.recovered.segment.memory(), self.work.segment.memory())?;
         // A lock that was used before isn't byte for byte one that wasn't; that it is free is seen below.
@@ -364,6 +412,10 @@ impl<'e> Judge<'e> {
         let regions = segment.regions();
         let slots = segment.header()?.worker_slots_reserved.load();
         for change in self.shared_pages.differences(self.before.segment.memory(), segment.memory())? {
+            // What is in a backup ring counts only up to its head, which is a word of the worker's slot.
+            if (regions.rings..regions.buckets).contains(&change.offset) {
+                continue;
+            }
             let in_slot = (0..slots).find(|&index| {
                 let start = regions.worker(index).bytes();
                 (start..start + size_of::<WorkerSlot>() as u64).contains(&change.offset)
@@ -434,10 +486,11 @@ impl<'e> Judge<'e> {
     /// A violation.
     pub fn next_try_succeeds(&self, done: usize) -> anyhow::Result<()> {
         self.begin_work()?;
-        must("recovery", recover::recover(&self.work.table))?;
+        let table = self.work.anew()?.backed_up();
+        must("recovery", recover::recover(&table))?;
         let (from, last) = (self.expected.marks[done], self.expected.models.len() - 1);
         let mut answers = Vec::new();
-        let mut client = Client::greeted(&self.work.table)?;
+        let mut client = Client::greeted(&table)?;
         must("the next try", client.exchange(&self.expected.requests[from.0 as usize..], &mut answers))?;
         must("the end of the next try", client.close())?;
         demand!(answers == self.expected.answers[from.1 as usize..], "the next try is answered differently");

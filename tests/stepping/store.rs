@@ -108,6 +108,10 @@ pub struct Expected {
     pub models: Vec<Model>,
     /// Bytes executed and produced by then.
     pub marks: Vec<(u64, u64)>,
+    /// What the backup file is told by all of them: keys with their new values, or none.
+    pub records: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// How many of those are told by none, one, … of the requests.
+    pub record_counts: Vec<usize>,
     /// All keys that are ever there or asked for.
     pub keys: BTreeSet<Vec<u8>>,
 }
@@ -121,9 +125,15 @@ impl Expected {
             keys: model.keys().chain(asks.iter().map(Ask::key)).cloned().collect(),
             models: vec![model.clone()],
             marks: vec![(0, 0)],
+            records: Vec::new(),
+            record_counts: vec![0],
         };
         for (number, ask) in (1..).zip(asks) {
             let body = ask.apply(&mut model);
+            if !matches!(body, ResponseBody::Exists | ResponseBody::Missing) {
+                expected.records.push((ask.key().clone(), model.get(ask.key()).cloned()));
+            }
+            expected.record_counts.push(expected.records.len());
             encode_request(&mut expected.requests, &Request { number, body: ask.request() });
             encode_response(&mut expected.answers, &Response { number, body });
             expected.models.push(model.clone());
