@@ -280,7 +280,8 @@ impl<'s> Worker<'s> {
         if head == std::mem::replace(&mut self.ring_head, head) {
             return;
         }
-        if self.context.waits_for_sync() || is_half_full(self.slot) || self.shared.gate.must_call() {
+        let behind = is_half_full(self.slot) || !self.waiting.is_empty();
+        if self.context.waits_for_sync() || behind || self.shared.gate.must_call() {
             self.shared.call_backup();
         }
     }

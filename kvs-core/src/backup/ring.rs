@@ -203,7 +203,7 @@ pub fn pin_all(table: &Table, slot: &WorkerSlot) -> Result<(), Damaged> {
     while at < head {
         let record = ring.record(at, head)?;
         if record.entry != 0 {
-            table.pin_entry(record.entry);
+            table.pin_entry(record.entry)?;
         }
         at += record.bytes;
     }

@@ -192,7 +192,7 @@ impl<'s> Writer<'s> {
             log.mark().store(&mut transaction, &self.header()?.backup);
         }
         transaction.commit()?;
-        pinned.into_iter().for_each(|entry| self.table.unpin_entry(entry));
+        pinned.into_iter().try_for_each(|entry| self.table.unpin_entry(entry))?;
         Ok(taken)
     }
 

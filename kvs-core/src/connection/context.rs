@@ -110,7 +110,15 @@ impl<'s> Context<'s> {
 
     /// Whether a change that found no room in the ring may be tried again: it has room, or will be refused.
     pub fn may_change(&self) -> bool {
-        self.admission(KEY_BYTES_MAX, 0) != Admission::Wait
+        self.admission_of_large(KEY_BYTES_MAX) != Admission::Wait
+    }
+
+    /// Whether a large value may be stored now.
+    pub(super) fn admission_of_large(&self, key_length: usize) -> Admission {
+        match self.gate {
+            Some((gate, _)) if self.table.holds_too_much_for_backup() => gate.admission(false),
+            _ => self.admission(key_length, 0),
+        }
     }
 
     /// Whether a change of a key and a value that goes into the ring may be made now.

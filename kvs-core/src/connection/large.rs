@@ -185,7 +185,7 @@ impl<'s> Connection<'s> {
     }
 
     fn finish(&mut self, context: &mut Context<'s>, assembly: Assembly) -> Result<Step, Fatal> {
-        match context.admission(assembly.key.len(), 0) {
+        match context.admission_of_large(assembly.key.len()) {
             Admission::Go => {}
             Admission::Wait => {
                 self.assembly = Some(assembly);

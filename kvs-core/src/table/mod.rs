@@ -57,6 +57,9 @@ pub use hash::{HashSeed, KeyHash};
 pub use snapshot::HomeEntries;
 pub use view::Value;
 
+/// Large values on their way to the backup file take up to this part of the capacity.
+const WAITING_SHARE: u64 = 64;
+
 /// Why the table did not do what was asked. Nothing of it has happened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -346,13 +349,21 @@ impl Table {
     }
 
     /// Keeps the large entry at `offset`, which a backup ring names, from being freed.
-    pub(crate) fn pin_entry(&self, offset: u64) {
-        self.pins.add(offset);
+    pub(crate) fn pin_entry(&self, offset: u64) -> Result<(), Damaged> {
+        self.pins.add_waiting(offset, self.pinned_entry(offset)?.value_length());
+        Ok(())
     }
 
     /// Lets it go.
-    pub(crate) fn unpin_entry(&self, offset: u64) {
-        self.pins.remove(offset);
+    pub(crate) fn unpin_entry(&self, offset: u64) -> Result<(), Damaged> {
+        self.pins.remove_waiting(offset, self.pinned_entry(offset)?.value_length());
+        Ok(())
+    }
+
+    /// Whether so much of the memory is held by large values on their way to the backup file that no more should be
+    /// replaced.
+    pub fn holds_too_much_for_backup(&self) -> bool {
+        self.pins.waiting_bytes() > self.segment.regions().capacity_bytes / WAITING_SHARE
     }
 
     /// Lets a pinned value go.

@@ -8,12 +8,15 @@
 //! pins, and with them nobody is left who sends.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How often each entry is pinned.
 #[derive(Default)]
 pub struct Pins {
     counts: Mutex<HashMap<u64, u64>>,
+    /// Bytes of the values that backup rings name.
+    waiting_bytes: AtomicU64,
 }
 
 impl Pins {
@@ -33,6 +36,23 @@ impl Pins {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(counts.remove(&offset)),
         }
+    }
+
+    /// Pins the entry at `offset`, whose value has so many bytes, for a backup ring.
+    pub fn add_waiting(&self, offset: u64, bytes: u64) {
+        self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.add(offset);
+    }
+
+    /// Takes that pin off.
+    pub fn remove_waiting(&self, offset: u64, bytes: u64) {
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.remove(offset);
+    }
+
+    /// Bytes of the values that backup rings name: replaced ones among them can't be freed yet.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether the entry is pinned.

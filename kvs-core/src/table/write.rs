@@ -287,7 +287,7 @@ impl<'w, 's> ShardWriter<'w, 's> {
         if self.table.backed_up {
             ring::append_set(self.transaction, key, content, version, offset)?;
             if matches!(content, Content::Chunked { .. }) {
-                self.table.pin_entry(offset);
+                self.table.pins.add_waiting(offset, content.value_length());
             }
         }
         Ok(())
