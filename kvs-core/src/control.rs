@@ -1,29 +1,40 @@
 //! What the front server and the data server say to each other.
 //!
 //! One message is one packet of a `SOCK_SEQPACKET` pair, in postcard's encoding, with the descriptors it speaks of.
-//! The front server holds one end; the data server finds the other as its standard input.
+//! Whoever launches the other holds one end, and the one launched finds the other end as its standard input.
 //!
 //! ```text
-//! front                                 data
-//!   │ Start          + liveness page, (segment) │
-//!   │──────────────────────────────────────────►│
-//!   │                Ready             + segment │     or Failed, and it ends
-//!   │◄──────────────────────────────────────────│
-//!   │ Adopt          + client sockets            │
-//!   │──────────────────────────────────────────►│
-//!   │                Closed                      │
-//!   │◄──────────────────────────────────────────│
-//!   │ Stop                                       │
-//!   │──────────────────────────────────────────►│     Stopped, and it ends
+//! front                                 data, launched by it
+//!   │ Start     + estate, liveness page, (segment) │
+//!   │─────────────────────────────────────────────►│
+//!   │ Ready                            + segment   │     or Failed, and it ends
+//!   │◄─────────────────────────────────────────────│
+//!   │ Adopt     + client sockets                   │
+//!   │─────────────────────────────────────────────►│
+//!   │ Closed                                       │
+//!   │◄─────────────────────────────────────────────│
+//!   │ Ending, Stop                                 │
+//!   │─────────────────────────────────────────────►│     Stopped, and it ends
+//!
+//! front, launched by it                 data
+//!   │ Inherit   + estate, liveness page, process, segment
+//!   │◄─────────────────────────────────────────────│
+//!   │ Supervising                                  │
+//!   │─────────────────────────────────────────────►│
+//!   │ Introduce + client sockets                   │
+//!   │◄─────────────────────────────────────────────│     and on as above
 //! ```
 //!
-//! Invariants: both ends are the same release (the front server starts the data server beside it); a packet is taken
-//! whole or refused, and it is refused when it has not the descriptors it speaks of. Refused ones are closed.
+//! Invariants
+//! - Both ends are the same release: either server starts the other one that lies beside it.
+//! - A packet is taken whole or refused, and it is refused when it has not the descriptors it speaks of. Refused ones are
+//!   closed.
+//! - The first message is in the socket before the process that shall read it is launched: one that lives has all it needs to
+//!   go on alone.
 //!
 //! No lock: the kernel keeps packets apart, so any thread may send; one thread at each end receives. A crash loses what
 //! its sender had not sent; the other end sees everything before, and then the end.
 
-use std::ops::RangeInclusive;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use serde::de::DeserializeOwned;
@@ -70,19 +81,59 @@ pub struct Adopted {
     pub transport: Transport,
 }
 
+/// The file of a unix socket, told from any other that may have its path later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketFileMark {
+    /// Its path, which need not be text.
+    pub path: Vec<u8>,
+    /// Device and inode.
+    pub place: (u64, u64),
+    /// When it was made, in seconds and nanoseconds; an inode's number alone is soon used again.
+    pub made: (i64, i64),
+}
+
+/// What outlives the front server: the data server keeps it for the next one. Descriptors: the listening sockets for TCP
+/// clients, local clients and operators, and the operator's standard input if there is a console on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EstateMark {
+    /// The file of the local clients' socket.
+    pub unix: SocketFileMark,
+    /// The file of the operators' socket.
+    pub console: SocketFileMark,
+    /// Whether there is a console on standard input.
+    pub has_input: bool,
+}
+
+impl EstateMark {
+    /// How many descriptors go with it.
+    pub fn descriptors(&self) -> usize {
+        3 + usize::from(self.has_input)
+    }
+}
+
 /// From the front server to the data server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FrontMessage {
-    /// The first message. Descriptors: the liveness page, and the segment if a data server had it before.
+    /// The first message to a data server. Descriptors: the estate's, the front server's process, the liveness page, and the
+    /// segment if a data server had it before.
     Start {
         /// The front server.
         front: ProcessIdentity,
+        /// Its process group, which the terminal may belong to.
+        group: u32,
         /// Where TCP clients connect.
         tcp_address: String,
         /// Where local clients connect.
         unix_path: String,
-        /// Whether a data server of this front server has died before.
+        /// Whether a data server has died before.
         relaunched: bool,
+        /// What the next front server gets.
+        estate: EstateMark,
+    },
+    /// A front server that the data server launched has taken over.
+    Supervising {
+        /// Its process group.
+        group: u32,
     },
     /// Clients to be served. Descriptors: a socket for each, in order.
     Adopt {
@@ -99,6 +150,8 @@ pub enum FrontMessage {
         /// Given back with the answer.
         ticket: u32,
     },
+    /// The store ends: when this front server dies now, no other one is launched.
+    Ending,
     /// Finish what is being served, and end.
     Stop,
 }
@@ -155,6 +208,27 @@ pub struct ClientInfo {
 /// From the data server to the front server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DataMessage {
+    /// The first message to a front server that takes the place of a dead one. Descriptors: the estate's, the data server's
+    /// liveness page and process, and the segment.
+    Inherit {
+        /// The data server.
+        process: ProcessIdentity,
+        /// Process group of the dead front server.
+        group: u32,
+        /// Worker threads of the data server, each of which introduces its clients.
+        workers: u32,
+        /// What the dead front server left.
+        estate: EstateMark,
+    },
+    /// Clients that are served already. Descriptors: a duplicate of each one's socket, in order.
+    Introduce {
+        /// The clients.
+        connections: Vec<Adopted>,
+        /// Whether the worker has introduced all its clients with these.
+        last: bool,
+    },
+    /// The data server was told by a signal that the store shall end.
+    Quit,
     /// It serves. Descriptor: the segment, whose lock it and the front server share from now on.
     Ready {
         /// The data server.
@@ -199,24 +273,32 @@ pub enum DataMessage {
 /// What both kinds of messages have in common.
 pub trait Message: Serialize + DeserializeOwned {
     /// How many descriptors the message speaks of.
-    fn descriptors(&self) -> RangeInclusive<usize>;
+    fn descriptors(&self) -> usize;
 }
 
 impl Message for FrontMessage {
-    fn descriptors(&self) -> RangeInclusive<usize> {
+    fn descriptors(&self) -> usize {
         match self {
-            FrontMessage::Start { .. } => 1..=2,
-            FrontMessage::Adopt { connections } => connections.len()..=connections.len(),
-            FrontMessage::Stats { .. } | FrontMessage::Clients { .. } | FrontMessage::Stop => 0..=0,
+            FrontMessage::Start { estate, relaunched, .. } => {
+                estate.descriptors() + 2 + usize::from(*relaunched)
+            }
+            FrontMessage::Adopt { connections } => connections.len(),
+            FrontMessage::Supervising { .. }
+            | FrontMessage::Stats { .. }
+            | FrontMessage::Clients { .. }
+            | FrontMessage::Ending
+            | FrontMessage::Stop => 0,
         }
     }
 }
 
 impl Message for DataMessage {
-    fn descriptors(&self) -> RangeInclusive<usize> {
+    fn descriptors(&self) -> usize {
         match self {
-            DataMessage::Ready { .. } => 1..=1,
-            _ => 0..=0,
+            DataMessage::Inherit { estate, .. } => estate.descriptors() + 3,
+            DataMessage::Introduce { connections, .. } => connections.len(),
+            DataMessage::Ready { .. } => 1,
+            _ => 0,
         }
     }
 }
@@ -233,12 +315,12 @@ pub enum ControlError {
     Unknown,
     /// A message has not the descriptors it speaks of.
     #[error(
-        "a message between the servers came with {found} descriptors, not the {expected:?} it speaks of; \
+        "a message between the servers came with {found} descriptors, not the {expected} it speaks of; \
          are both of the same release?"
     )]
     Descriptors {
         /// How many it should have.
-        expected: RangeInclusive<usize>,
+        expected: usize,
         /// How many it has.
         found: usize,
     },
@@ -261,12 +343,16 @@ pub fn send<M: Message>(
     send_or(socket, message, descriptors, Wait::Yes)
 }
 
-/// Sends `message` if there is room for it just now: for a thread that waits for nobody.
+/// Sends `message` with `descriptors` if there is room for it just now: for a thread that waits for nobody.
 ///
 /// # Errors
 /// [`ControlError`], [`PassingError::WouldBlock`] when there is no room; nothing was sent then.
-pub fn try_send<M: Message>(socket: BorrowedFd<'_>, message: &M) -> Result<(), ControlError> {
-    send_or(socket, message, &[], Wait::No)
+pub fn try_send<M: Message>(
+    socket: BorrowedFd<'_>,
+    message: &M,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), ControlError> {
+    send_or(socket, message, descriptors, Wait::No)
 }
 
 fn send_or<M: Message>(
@@ -302,7 +388,7 @@ pub fn receive<M: Message>(socket: BorrowedFd<'_>) -> Result<Option<(M, Vec<Owne
 
 fn check_descriptors<M: Message>(message: &M, found: usize) -> Result<(), ControlError> {
     let expected = message.descriptors();
-    if expected.contains(&found) { Ok(()) } else { Err(ControlError::Descriptors { expected, found }) }
+    if expected == found { Ok(()) } else { Err(ControlError::Descriptors { expected, found }) }
 }
 
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
@@ -336,7 +422,7 @@ mod tests {
     #[test]
     fn control_garbage_is_refused() {
         let (front, data) = pair();
-        for garbage in [&[250u8][..], &[4, 0, 0], &[1, 200, 200, 200, 200, 1]] {
+        for garbage in [&[250u8][..], &[4, 0, 0], &[2, 200, 200, 200, 200, 1]] {
             fd_passing::send(front.as_fd(), garbage, &[], Wait::Yes).expect("room");
             assert!(matches!(receive::<FrontMessage>(data.as_fd()), Err(ControlError::Unknown)));
         }

@@ -17,6 +17,7 @@
 //! | [`wire`] | frames and messages between clients and the data server |
 //! | [`control`] | messages between the front server and the data server |
 //! | [`liveness`] | knowing at once, and for certain, that a process is dead |
+//! | [`heartbeat`] | knowing that a living process has stopped working |
 //! | [`instance`] | names, paths, sizes and durations as a user writes them |
 //!
 //! Deliberately absent: this crate starts no threads and opens no network sockets; the table never maps
@@ -28,6 +29,7 @@ pub mod backup;
 pub mod check;
 pub mod connection;
 pub mod control;
+pub mod heartbeat;
 pub mod inspect;
 pub mod instance;
 pub mod limits;

@@ -1,5 +1,7 @@
 //! Every limit of the store, in one place, with what derives from them and what must hold between them.
 
+use std::time::Duration;
+
 /// Longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 65_535;
 /// Default of `--max-value`, in bytes.
@@ -24,3 +26,9 @@ pub const CAPACITY_BYTES_MIN: u64 = 16 << 20;
 pub const CAPACITY_BYTES_MAX: u64 = 1 << 40;
 /// Longest instance name, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
+/// Default of `--hang-timeout`.
+pub const HANG_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+/// Shortest `--hang-timeout`, but for 0: less would take a busy machine's delays for a hang.
+pub const HANG_TIMEOUT_MIN: Duration = Duration::from_millis(100);
+/// Longest `--hang-timeout`.
+pub const HANG_TIMEOUT_MAX: Duration = Duration::from_secs(3600);

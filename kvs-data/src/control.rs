@@ -1,6 +1,7 @@
-//! The main thread: starts the others, then does what the front server says until it says stop or is gone.
+//! The main thread: starts the others, then does what the front server says until it says stop. One that is gone is replaced
+//! meanwhile; what it had sent before is done first.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -15,13 +16,16 @@ use kvs_core::limits::CONNECTIONS_MAX_LIMIT;
 use kvs_core::liveness::{LivenessError, LivenessPage, MAIN_SLOT};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::wire::{self, ErrorCode, Response, ResponseBody};
+use kvs_front::estate::Estate;
 use kvs_front::options::ServerOptions;
 use rustix::net::{SendFlags, Shutdown};
 
 use crate::backup::{self, Backup};
+use crate::heartbeat::Heartbeat;
 use crate::housekeeping::Housekeeping;
 use crate::shared::Shared;
 use crate::start::{self, Started, Told};
+use crate::watch_front::{Fronts, Heard, Origin, Own, QuitSignal};
 use crate::worker::{self, Command, WorkerHandle};
 
 /// Serves until told to stop.
@@ -31,7 +35,8 @@ use crate::worker::{self, Command, WorkerHandle};
 pub fn run(options: &ServerOptions, begun: Instant) -> anyhow::Result<()> {
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
         .context("standard input is no socket; kvs-data is started by kvs-front")?;
-    let (liveness, told) = receive_start(control.as_fd())?;
+    let (liveness, told, origin) = receive_start(control)?;
+    let control = origin.socket.try_clone()?;
     // Before anything shared is touched: from here on the front server can prove this thread dead.
     let _alive = match liveness.claim(MAIN_SLOT) {
         Ok(hold) => hold,
@@ -39,27 +44,33 @@ pub fn run(options: &ServerOptions, begun: Instant) -> anyhow::Result<()> {
         Err(error) => return Err(error.into()),
     };
     log::debug!("front server {} launched this data server", told.front);
-    match begin(options, told, liveness, control.try_clone()?, begun) {
+    match begin(options, told, liveness, origin, begun) {
         Ok(server) => server.serve(),
         Err(error) => {
             let message = format!("{error:#}");
-            control::send(control.as_fd(), &DataMessage::Failed { message }, &[])?;
+            // It may be gone; the log has it too.
+            let _ = control::send(control.as_fd(), &DataMessage::Failed { message }, &[]);
             Err(error)
         }
     }
 }
 
-fn receive_start(control: BorrowedFd<'_>) -> anyhow::Result<(LivenessPage, Told)> {
-    let Some((message, descriptors)) = control::receive::<FrontMessage>(control)? else {
+fn receive_start(socket: OwnedFd) -> anyhow::Result<(LivenessPage, Told, Origin)> {
+    let quit = QuitSignal::catch().context("can't wait for signals")?;
+    let Some((message, descriptors)) = control::receive::<FrontMessage>(socket.as_fd())? else {
         bail!("the front server is gone");
     };
-    let FrontMessage::Start { front, tcp_address, unix_path, relaunched } = message else {
+    let FrontMessage::Start { front, group, tcp_address, unix_path, relaunched, estate } = message else {
         bail!("the front server began with something else than Start; are both of the same release?");
     };
     let mut descriptors = descriptors.into_iter();
+    let estate =
+        Estate::receive(estate, &mut descriptors).context("a listening socket is missing from Start")?;
+    let process = descriptors.next().context("the front server's process is missing from Start")?;
     let page = descriptors.next().context("the liveness page is missing from Start")?;
     let liveness = LivenessPage::attach(page).context("can't map the liveness page")?;
-    Ok((liveness, Told { front, tcp_address, unix_path, relaunched, segment: descriptors.next() }))
+    let told = Told { front, tcp_address, unix_path, relaunched, segment: descriptors.next() };
+    Ok((liveness, told, Origin { socket, front, process, group, estate, quit }))
 }
 
 struct Server {
@@ -68,6 +79,7 @@ struct Server {
     threads: Vec<JoinHandle<()>>,
     housekeeping: Housekeeping,
     backup: Backup,
+    fronts: Fronts,
     next_worker: usize,
 }
 
@@ -75,7 +87,7 @@ fn begin(
     options: &ServerOptions,
     told: Told,
     liveness: LivenessPage,
-    control: OwnedFd,
+    origin: Origin,
     begun: Instant,
 ) -> anyhow::Result<Server> {
     let Started { segment, table, start, begin } = start::open(options, told)?;
@@ -91,8 +103,7 @@ fn begin(
         calls,
         wakes: (0..workers).map(|_| worker::wake()).collect::<Result<_, _>>()?,
         backup_path: options.backup_path(),
-        liveness,
-        control,
+        liveness: liveness.clone(),
         workers,
         value_bytes_max: options.max_value.0,
         connections: AtomicU64::new(0),
@@ -101,10 +112,13 @@ fn begin(
         segment,
     });
     let backup = Backup::start(&shared, options.backup_path(), options.durability, begin, called)?;
+    let file = start::descriptor(&shared.segment)?;
+    let own = Own { options: options.clone(), liveness, segment: file.try_clone()?, workers };
+    let fronts = Fronts::new(own, origin, Heartbeat::start(&shared, options.hang_timeout)?);
     let mut threads = Vec::new();
     let mut handles = Vec::new();
     for index in 0..workers {
-        let (handle, thread) = WorkerHandle::start(&shared, index)?;
+        let (handle, thread) = WorkerHandle::start(&shared, index, fronts.socket())?;
         handles.push(handle);
         threads.push(thread);
     }
@@ -115,35 +129,46 @@ fn begin(
         start,
         took_us: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
     };
-    let file = start::descriptor(&shared.segment)?;
-    control::send(shared.control.as_fd(), &ready, &[file.as_fd()])?;
-    Ok(Server { shared, workers: handles, threads, housekeeping, backup, next_worker: 0 })
+    match control::send(fronts.socket().as_fd(), &ready, &[file.as_fd()]) {
+        // One that is gone is replaced by one that need not be told.
+        Ok(()) | Err(ControlError::Passing(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(Server { shared, workers: handles, threads, housekeeping, backup, fronts, next_worker: 0 })
 }
 
 impl Server {
     fn serve(mut self) -> anyhow::Result<()> {
         loop {
-            match control::receive::<FrontMessage>(self.shared.control.as_fd()) {
-                Ok(Some((FrontMessage::Adopt { connections }, sockets))) => self.adopt(connections, sockets),
-                Ok(Some((FrontMessage::Stats { ticket }, _))) => {
-                    let statistics = self.shared.statistics();
-                    self.tell(&DataMessage::Stats { ticket, statistics });
+            match self.fronts.hear() {
+                Heard::Said(FrontMessage::Stop, _) => return self.stop(),
+                Heard::Said(message, sockets) => self.obey(message, sockets),
+                Heard::Gone if self.fronts.replace() => self.introduce_clients(),
+                Heard::Gone => {
+                    log::info!("ending");
+                    self.fronts.remove_socket_files();
+                    return self.stop();
                 }
-                Ok(Some((FrontMessage::Clients { ticket }, _))) => self.tell_clients(ticket),
-                Ok(Some((FrontMessage::Stop, _))) => return self.stop(true),
-                Ok(Some((FrontMessage::Start { .. }, _))) => log::warn!("told to start twice; ignored"),
-                Ok(None) => {
-                    log::warn!("the front server is gone; ending, the segment stays");
-                    return self.stop(false);
-                }
-                Err(error) => log::error!("{error}"),
             }
         }
     }
 
-    fn tell(&self, message: &DataMessage) {
-        if let Err(error) = control::send(self.shared.control.as_fd(), message, &[]) {
-            log::warn!("can't tell the front server: {error}");
+    fn obey(&mut self, message: FrontMessage, sockets: Vec<OwnedFd>) {
+        match message {
+            FrontMessage::Adopt { connections } => self.adopt(connections, sockets),
+            FrontMessage::Stats { ticket } => {
+                let statistics = self.shared.statistics();
+                self.fronts.tell(&DataMessage::Stats { ticket, statistics });
+            }
+            FrontMessage::Clients { ticket } => self.tell_clients(ticket),
+            message => log::warn!("told something out of turn, which is ignored: {message:?}"),
+        }
+    }
+
+    /// Lets every worker give the new front server duplicates of its clients' sockets.
+    fn introduce_clients(&self) {
+        for worker in &self.workers {
+            worker.send(Command::Introduce { front: self.fronts.socket() });
         }
     }
 
@@ -190,7 +215,7 @@ impl Server {
         // A client that is gone already needs no answer.
         let _ = rustix::net::send(socket, &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         let _ = rustix::net::shutdown(socket, Shutdown::Both);
-        self.tell(&DataMessage::Closed { connections: vec![adopted.connection] });
+        self.fronts.tell(&DataMessage::Closed { connections: vec![adopted.connection] });
     }
 
     fn tell_clients(&self, ticket: u32) {
@@ -203,14 +228,14 @@ impl Server {
         clients.sort_unstable_by_key(|client| client.connection);
         while clients.len() > CLIENTS_MAX {
             let rest = clients.split_off(CLIENTS_MAX);
-            self.tell(&DataMessage::Clients { ticket, clients, last: false });
+            self.fronts.tell(&DataMessage::Clients { ticket, clients, last: false });
             clients = rest;
         }
-        self.tell(&DataMessage::Clients { ticket, clients, last: true });
+        self.fronts.tell(&DataMessage::Clients { ticket, clients, last: true });
     }
 
     /// Lets every worker finish what it serves, and ends.
-    fn stop(self, told: bool) -> anyhow::Result<()> {
+    fn stop(self) -> anyhow::Result<()> {
         for worker in &self.workers {
             worker.send(Command::Stop);
         }
@@ -219,14 +244,9 @@ impl Server {
         }
         self.housekeeping.stop();
         self.backup.stop();
-        if told {
-            let header = self.shared.segment.header()?;
-            self.shared.segment.memory().store(&header.clean, 1);
-            match control::send(self.shared.control.as_fd(), &DataMessage::Stopped, &[]) {
-                Ok(()) | Err(ControlError::Passing(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let header = self.shared.segment.header()?;
+        self.shared.segment.memory().store(&header.clean, 1);
+        self.fronts.tell(&DataMessage::Stopped);
         Ok(())
     }
 }

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`start`] | attach or create the segment, complete what a dead predecessor had decided |
 //! | [`control`] | the main thread: what the front server says |
+//! | [`watch_front`] | the front server's death, and the next one in its place |
+//! | [`heartbeat`] | beats while all workers get on; notices a front server that hangs |
 //! | [`worker`] | one thread of the fixed pool: its epoll, its clients |
 //! | [`client`] | a client's socket and its connection |
 //! | [`load`] | from the backup file to a new segment, on all cores |
@@ -17,10 +19,12 @@
 mod backup;
 mod client;
 mod control;
+mod heartbeat;
 mod housekeeping;
 mod load;
 mod shared;
 mod start;
+mod watch_front;
 mod worker;
 
 use std::os::unix::process::CommandExt;

@@ -37,8 +37,6 @@ pub struct Shared {
     pub backup_path: PathBuf,
     /// Where each thread proves that it lives.
     pub liveness: LivenessPage,
-    /// The socket to the front server.
-    pub control: OwnedFd,
     /// Worker threads.
     pub workers: usize,
     /// Largest value, in bytes.

@@ -1,6 +1,6 @@
 //! One thread of the fixed pool. It waits in its own `epoll` for its own clients; each client is its alone.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender};
 use kvs_core::connection::context::Context;
 use kvs_core::connection::slot::SlotIndex;
 use kvs_core::connection::{Connection, Fatal};
-use kvs_core::control::{self, Adopted, CLOSED_MAX, ClientInfo, ControlError, DataMessage};
+use kvs_core::control::{self, ADOPTED_MAX, Adopted, CLOSED_MAX, ClientInfo, ControlError, DataMessage};
 use kvs_core::liveness::FIRST_WORKER_SLOT;
 use kvs_core::segment::layout::WorkerSlot;
 use kvs_core::sys::fd_passing::PassingError;
@@ -56,6 +56,11 @@ pub enum Command {
         /// To whom.
         reply: Sender<Vec<ClientInfo>>,
     },
+    /// Another front server is there; it gets duplicates of all clients' sockets.
+    Introduce {
+        /// The socket to it.
+        front: Arc<OwnedFd>,
+    },
     /// Finish and end.
     Stop,
 }
@@ -80,7 +85,11 @@ impl WorkerHandle {
     ///
     /// # Errors
     /// When there is no memory, descriptor or thread to be had.
-    pub fn start(shared: &Arc<Shared>, index: usize) -> anyhow::Result<(Self, JoinHandle<()>)> {
+    pub fn start(
+        shared: &Arc<Shared>,
+        index: usize,
+        front: Arc<OwnedFd>,
+    ) -> anyhow::Result<(Self, JoinHandle<()>)> {
         let (commands, inbox) = crossbeam_channel::unbounded();
         let wake = Arc::clone(&shared.wakes[index]);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't make an epoll")?;
@@ -90,7 +99,7 @@ impl WorkerHandle {
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let Ok(_alive) = shared.liveness.claim(FIRST_WORKER_SLOT + index) else { std::process::abort() };
             let Ok(slot) = shared.segment.memory().object(offset) else { std::process::abort() };
-            if let Err(fatal) = Worker::new(&shared, (slot, index), epoll, thread_wake, inbox).run() {
+            if let Err(fatal) = Worker::new(&shared, (slot, index), epoll, thread_wake, inbox, front).run() {
                 log::error!("worker {index}: {fatal}; ending, the next data server recovers");
                 std::process::abort();
             }
@@ -122,6 +131,10 @@ struct Worker<'s> {
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
     inbox: Receiver<Command>,
+    /// The socket to the front server.
+    front: Arc<OwnedFd>,
+    /// Clients in places from here on are still to be introduced to it.
+    strangers_from: Option<usize>,
     clients: Vec<Option<Client<'s>>>,
     free: Vec<usize>,
     lingering: Vec<usize>,
@@ -139,6 +152,7 @@ impl<'s> Worker<'s> {
         epoll: OwnedFd,
         wake: Arc<OwnedFd>,
         inbox: Receiver<Command>,
+        front: Arc<OwnedFd>,
     ) -> Self {
         let capacity = shared.segment.regions().capacity_bytes;
         let rings_max = (capacity / RINGS_SHARE / RING_BYTES / shared.workers as u64).clamp(2, RINGS_MAX);
@@ -153,6 +167,8 @@ impl<'s> Worker<'s> {
             epoll,
             wake,
             inbox,
+            front,
+            strangers_from: None,
             clients: Vec::new(),
             free: Vec::new(),
             lingering: Vec::new(),
@@ -164,6 +180,8 @@ impl<'s> Worker<'s> {
 
     fn run(mut self) -> Result<(), Fatal> {
         let mut events = Vec::with_capacity(EVENTS_MAX);
+        // A predecessor that died in its turn left an odd one.
+        self.set_turn(self.slot.turn.load().next_multiple_of(2));
         loop {
             if self.is_finished() {
                 return self.end();
@@ -176,6 +194,7 @@ impl<'s> Worker<'s> {
                     std::process::abort();
                 }
             }
+            self.set_turn(self.slot.turn.load().wrapping_add(1));
             let mut woken = false;
             for event in events.drain(..) {
                 match event.data.u64() {
@@ -193,8 +212,15 @@ impl<'s> Worker<'s> {
             self.shared.table.collect_garbage(self.slot)?;
             self.end_lingering()?;
             self.cool()?;
+            self.introduce();
             self.tell_closed();
+            self.set_turn(self.slot.turn.load().wrapping_add(1));
         }
+    }
+
+    /// Odd while it serves, for whoever watches that it gets on.
+    fn set_turn(&self, turn: u64) {
+        self.shared.segment.memory().store(&self.slot.turn, turn);
     }
 
     /// While too many rings are held, takes those of clients that were silent since the hand came by last: thousands
@@ -215,7 +241,7 @@ impl<'s> Worker<'s> {
     fn timeout(&self) -> Option<rustix::event::Timespec> {
         let lingering = self.lingering.iter().filter_map(|&place| self.clients[place].as_ref()?.linger_until);
         let garbage = (self.slot.garbage.load() != 0).then_some(GARBAGE_PAUSE);
-        let untold = (!self.closed.is_empty()).then_some(RETRY_PAUSE);
+        let untold = (!self.closed.is_empty() || self.strangers_from.is_some()).then_some(RETRY_PAUSE);
         let retries = garbage.into_iter().chain(untold).map(|pause| Instant::now() + pause);
         let next = lingering.chain(self.stop_at).chain(retries).min()?;
         let pause = next.saturating_duration_since(Instant::now());
@@ -239,6 +265,7 @@ impl<'s> Worker<'s> {
                     // The main thread may have stopped listening.
                     let _ = reply.send(infos);
                 }
+                Command::Introduce { front } => (self.front, self.strangers_from) = (front, Some(0)),
                 Command::Stop => self.stop()?,
             }
         }
@@ -373,11 +400,35 @@ impl<'s> Worker<'s> {
         while !self.closed.is_empty() {
             let from = self.closed.len().saturating_sub(CLOSED_MAX);
             let told = DataMessage::Closed { connections: self.closed[from..].to_vec() };
-            match control::try_send(self.shared.control.as_fd(), &told) {
+            match control::try_send(self.front.as_fd(), &told, &[]) {
                 Ok(()) => self.closed.truncate(from),
                 Err(ControlError::Passing(PassingError::WouldBlock)) => return,
                 // It is gone, and its duplicates with it.
                 Err(_) => self.closed.clear(),
+            }
+        }
+    }
+
+    /// Gives a new front server duplicates of the clients' sockets. What it has no room for now it gets later: clients don't
+    /// wait for it.
+    fn introduce(&mut self) {
+        while let Some(from) = self.strangers_from {
+            let mut rest = self.clients.iter().enumerate().skip(from);
+            let batch: Vec<(usize, &Client<'s>)> = rest
+                .by_ref()
+                .filter_map(|(place, client)| Some((place, client.as_ref()?)))
+                .take(ADOPTED_MAX)
+                .collect();
+            let last = rest.all(|(_, client)| client.is_none());
+            let next = batch.last().map_or(from, |(place, _)| place + 1);
+            let connections = batch.iter().map(|(_, client)| client.connection().adopted()).collect();
+            let sockets: Vec<BorrowedFd<'_>> = batch.iter().map(|(_, client)| client.as_fd()).collect();
+            let introduced = DataMessage::Introduce { connections, last };
+            match control::try_send(self.front.as_fd(), &introduced, &sockets) {
+                Ok(()) => self.strangers_from = (!last).then_some(next),
+                Err(ControlError::Passing(PassingError::WouldBlock)) => return,
+                // It is gone, and the next one is told of all again.
+                Err(_) => self.strangers_from = None,
             }
         }
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use kvs_core::control::{ADOPTED_MAX, Transport};
 use kvs_core::wire::ErrorCode;
+use kvs_front::estate::Estate;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt};
@@ -38,9 +39,10 @@ impl Accepting {
     ///
     /// # Errors
     /// When no descriptor or thread is to be had.
-    pub fn start(front: &Arc<Front>, tcp: TcpListener, unix: UnixListener) -> anyhow::Result<Self> {
+    pub fn start(front: &Arc<Front>) -> anyhow::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wake = wake.context("can't make an eventfd")?;
+        let Estate { tcp, unix, .. } = front.estate()?;
         let call = Arc::new(Call { wake, end: AtomicBool::new(false) });
         let acceptor = Acceptor {
             front: Arc::clone(front),
@@ -60,7 +62,7 @@ impl Accepting {
         let _ = rustix::io::write(&self.call.wake, &1u64.to_ne_bytes());
     }
 
-    /// Ends it; the listening sockets are closed when this returns.
+    /// Ends it; its listening sockets are closed when this returns.
     pub fn stop(self) {
         self.call.end.store(true, Ordering::Release);
         self.wake();

@@ -121,6 +121,11 @@ impl Clients {
         }
     }
 
+    /// Adds one that the data server of this generation served before this front server was there.
+    pub fn introduce(&self, number: Number, client: Client, generation: u64) {
+        self.table().clients.insert(number, Place { client, owner: Some(generation) });
+    }
+
     /// Lets clients go that the data server has closed.
     pub fn remove(&self, numbers: &[Number]) {
         let mut table = self.table();
@@ -219,6 +224,18 @@ mod tests {
         assert_eq!(clients.end_of(1), 1);
         assert_eq!((is_open(&served), is_open(&other), is_open(&waiting)), (false, true, true));
         assert_eq!(clients.count(), Count { all: 2, waiting: 1, ever: 3 });
+    }
+
+    #[test]
+    fn clients_introduced_count_and_end_with_their_data_server() {
+        let clients = Clients::new();
+        let (far, near) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).expect("a pair");
+        clients.introduce(5, Client { transport: Transport::Unix, socket: Arc::new(near) }, 1);
+        assert_eq!(clients.count(), Count { all: 1, waiting: 0, ever: 0 });
+        assert!(clients.take_waiting(10, 2).is_empty());
+        assert_eq!(clients.end_of(1), 1);
+        assert!(!is_open(&far));
     }
 
     #[test]

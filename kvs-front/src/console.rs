@@ -7,7 +7,7 @@
 //! its own, since commands wait for the data server.
 
 use std::io::{IsTerminal, Read as _, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kvs_front::options::ConsoleMode;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -36,19 +35,15 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// How often the terminal is looked at while it belongs to another job of the shell.
 const BACKGROUND_PAUSE: Duration = Duration::from_millis(500);
 
-/// Starts the console on the terminal, if there is to be one, and on its socket.
+/// Starts the console on the terminal, if there is an `input`, and on its socket.
 ///
 /// # Errors
 /// When no thread is to be had.
-pub fn start(front: &Arc<Front>, socket: UnixListener) -> anyhow::Result<()> {
-    let on_terminal = match front.options.console {
-        ConsoleMode::On => true,
-        ConsoleMode::Off => false,
-        ConsoleMode::Auto => std::io::stdin().is_terminal(),
-    };
-    if on_terminal {
+pub fn start(front: &Arc<Front>, socket: UnixListener, input: Option<OwnedFd>) -> anyhow::Result<()> {
+    if let Some(input) = input {
         let front = Arc::clone(front);
-        let thread = thread::Builder::new().name("console".into()).spawn(move || serve_terminal(&front));
+        let thread =
+            thread::Builder::new().name("console".into()).spawn(move || serve_terminal(&front, &input));
         thread.context("can't start the console")?;
     }
     let front = Arc::clone(front);
@@ -84,13 +79,15 @@ impl Lines {
 }
 
 /// Serves the terminal until its end, which ends nothing else.
-fn serve_terminal(front: &Front) {
-    let prompt = if std::io::stdin().is_terminal() && std::io::stderr().is_terminal() { "kvs> " } else { "" };
+fn serve_terminal(front: &Front, input: &OwnedFd) {
+    let prompt = if input.is_terminal() && std::io::stderr().is_terminal() { "kvs> " } else { "" };
     let mut lines = Lines::default();
     let mut buffer = [0; COMMAND_BYTES_MAX];
     // Standard output belongs to the ready line; the operator reads the terminal, whichever stream it is.
-    show(prompt);
-    while let Some(count) = read_terminal(&mut buffer) {
+    if is_foreground(input) {
+        show(prompt);
+    }
+    while let Some(count) = read_terminal(input, &mut buffer) {
         lines.add(&buffer[..count]);
         loop {
             match lines.next() {
@@ -121,14 +118,13 @@ fn show(text: &str) {
 
 /// Reads what was typed; None at the end. A process in the background that reads its terminal is stopped, so it waits until
 /// the terminal is its own.
-fn read_terminal(buffer: &mut [u8]) -> Option<usize> {
-    let input = rustix::stdio::stdin();
+fn read_terminal(input: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
     loop {
         match poll(&mut [PollFd::from_borrowed_fd(input.as_fd(), PollFlags::IN)], None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => return None,
         }
-        if rustix::termios::tcgetpgrp(input).is_ok_and(|group| group != rustix::process::getpgrp()) {
+        if !is_foreground(input) {
             thread::sleep(BACKGROUND_PAUSE);
             continue;
         }
@@ -140,6 +136,11 @@ fn read_terminal(buffer: &mut [u8]) -> Option<usize> {
             Err(_) => return None,
         }
     }
+}
+
+/// Whether `input` is not a terminal that belongs to another job of the shell just now.
+fn is_foreground(input: &OwnedFd) -> bool {
+    rustix::termios::tcgetpgrp(input).map_or(true, |group| group == rustix::process::getpgrp())
 }
 
 fn serve_socket(front: &Arc<Front>, socket: &UnixListener) {

@@ -1,4 +1,4 @@
-//! One data server, from its launch to the proof of its death.
+//! One data server, from its launch, or from when it was inherited, to the proof of its death.
 //!
 //! Two threads go with it. One receives what it says, and when it says no more waits for its end and reaps it. The other
 //! sleeps in the liveness lock of its main thread: a death wakes it long before the kernel has taken the dead process's
@@ -7,36 +7,35 @@
 //! Invariants
 //! - Its pid is used by nobody but the thread that reaps it; it is killed through its pidfd, so never another process.
 //! - After [`DataServer::fence`] none of its threads runs, and none will.
-//!
-//! When this process dies, the data server finds its standard input at the end and ends by itself.
+//! - What it is told first lies in its socket before it is launched. So at whatever moment this process dies, a data server
+//!   that lives has all that it needs to launch the next front server, which goes on here with [`DataServer::inherit`].
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
 use kvs_core::control::{self, ControlError, DataMessage, FrontMessage};
 use kvs_core::liveness::{LivenessPage, MAIN_SLOT};
-use kvs_core::sys::process::ProcessIdentity;
-use kvs_front::program;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
+use kvs_front::{process, program};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::front::{self, Event, Front};
+use crate::clients::Client;
+use crate::front::{Event, Front};
+use crate::heart::own_identity;
+use crate::inherit::Inherited;
 use crate::link::SEND_PATIENCE;
 
-/// A data server that was launched.
+/// A data server that was launched or inherited.
 pub struct DataServer {
     /// Tells it from those before and after.
     pub generation: u64,
     /// Its process id.
     pub pid: u32,
-    /// When it was launched.
+    /// When it was launched, or inherited.
     pub launched: Instant,
     /// The socket to it.
     pub socket: Arc<OwnedFd>,
@@ -55,17 +54,35 @@ impl DataServer {
         let (own, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .context("can't make a socket to the data server")?;
-        sockopt::set_socket_timeout(&own, sockopt::Timeout::Send, Some(SEND_PATIENCE))
-            .context("can't limit the time to send")?;
+        limit_sends(&own)?;
         let liveness = LivenessPage::create().context("can't make the liveness page")?;
+        tell_start(front, &own, &liveness, segment)?;
         let mut child = spawn(&path, front, theirs)?;
-        let socket = Arc::new(own);
-        let begun = tell_start(front, &socket, &liveness, segment)
-            .and_then(|()| open_process(&child))
-            .inspect_err(|_| end_unwatched(&mut child));
-        let process = Arc::new(begun?);
-        let server = Self { generation, pid: child.id(), launched, socket, process, liveness };
-        server.receive(front, child)?;
+        // Nobody reaps it before the receiving thread has it: the pid is its own.
+        let process = process::of_child(&child).inspect_err(|_| end_unwatched(&mut child));
+        let process = Arc::new(process.context("can't watch the data server's process")?);
+        let server = Self { generation, pid: child.id(), launched, socket: Arc::new(own), process, liveness };
+        server.receive(front, Receiver { end: End::OfChild(child), strangers: 0 })?;
+        Ok(server)
+    }
+
+    /// Goes on with the data server that launched this front server.
+    ///
+    /// # Errors
+    /// When it can't be listened to.
+    pub fn inherit(front: &Arc<Front>, generation: u64, inherited: Inherited) -> anyhow::Result<Self> {
+        let Inherited { socket, process, liveness, data, workers, .. } = inherited;
+        limit_sends(&socket)?;
+        let server = Self {
+            generation,
+            pid: data.pid,
+            launched: Instant::now(),
+            socket: Arc::new(socket),
+            process: Arc::new(process),
+            liveness,
+        };
+        let end = End::OfAnother(Arc::clone(&server.process));
+        server.receive(front, Receiver { end, strangers: workers })?;
         Ok(server)
     }
 
@@ -75,12 +92,12 @@ impl DataServer {
     }
 
     /// Starts the thread that receives.
-    fn receive(&self, front: &Arc<Front>, child: Child) -> anyhow::Result<()> {
+    fn receive(&self, front: &Arc<Front>, receiver: Receiver) -> anyhow::Result<()> {
         let (front, socket, generation) = (Arc::clone(front), Arc::clone(&self.socket), self.generation);
         let receiving = std::thread::Builder::new()
             .name("receive-data".into())
-            .spawn(move || receive(&front, &socket, generation, child));
-        // The child was moved into the thread that there is not: it can only be killed, its pid stays until this process ends.
+            .spawn(move || receiver.run(&front, socket.as_fd(), generation));
+        // A child was moved into the thread that there is not: it can only be killed, its pid stays until this process ends.
         receiving.map(|_| ()).inspect_err(|_| self.kill()).context("can't start a thread for the data server")
     }
 
@@ -110,7 +127,7 @@ impl DataServer {
 
     /// Kills it.
     pub fn kill(&self) {
-        front::kill(&self.process);
+        process::kill(self.process.as_fd());
     }
 
     /// Kills it, and returns when each of its threads is proven dead. Its memory and its files may go a little later.
@@ -118,36 +135,26 @@ impl DataServer {
         self.kill();
         if let Err(error) = self.liveness.await_all_dead() {
             log::error!("{error}; waiting for the whole end of data server {} instead", self.pid);
-            await_end(&self.process);
+            process::await_end(self.process.as_fd());
         }
     }
 }
 
-fn await_end(process: &OwnedFd) {
-    loop {
-        let ended = poll(&mut [PollFd::new(process, PollFlags::IN)], None);
-        if !matches!(ended, Err(Errno::INTR)) {
-            return;
-        }
-    }
+fn limit_sends(socket: &OwnedFd) -> anyhow::Result<()> {
+    let limited = sockopt::set_socket_timeout(socket, sockopt::Timeout::Send, Some(SEND_PATIENCE));
+    limited.context("can't limit the time to send")
 }
 
 fn spawn(path: &Path, front: &Front, socket: OwnedFd) -> anyhow::Result<Child> {
     Command::new(path)
         .arg("--controlled")
         .args(front.options.to_arguments())
-        .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::from(socket))
         .stdout(Stdio::null())
         // A Ctrl-C on the terminal is the front server's to obey.
         .process_group(0)
         .spawn()
         .with_context(|| format!("can't start {}", path.display()))
-}
-
-fn open_process(child: &Child) -> anyhow::Result<OwnedFd> {
-    // Nobody reaps it before the receiving thread has it: the pid is its own.
-    pidfd_open(Pid::from_child(child), PidfdFlags::empty()).context("can't watch the data server's process")
 }
 
 fn end_unwatched(child: &mut Child) {
@@ -162,40 +169,86 @@ fn tell_start(
     liveness: &LivenessPage,
     segment: Option<&OwnedFd>,
 ) -> anyhow::Result<()> {
+    let estate = front.estate()?;
     let start = FrontMessage::Start {
-        front: ProcessIdentity::current().context("can't learn this process's start time")?,
+        front: own_identity()?,
+        group: rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs(),
         tcp_address: front.tcp_address.to_string(),
         unix_path: front.unix_path.display().to_string(),
         relaunched: segment.is_some(),
+        estate: estate.mark(),
     };
-    let mut descriptors = vec![liveness.as_fd()];
+    let own = process::own().context("can't open this process for the data server")?;
+    let mut descriptors = estate.descriptors();
+    descriptors.extend([own.as_fd(), liveness.as_fd()]);
     descriptors.extend(segment.map(AsFd::as_fd));
     control::send(socket.as_fd(), &start, &descriptors).context("can't tell the data server to start")
 }
 
-/// Takes what the data server says until it says no more, and its end.
-fn receive(front: &Front, socket: &OwnedFd, generation: u64, mut child: Child) {
-    loop {
-        match control::receive::<DataMessage>(socket.as_fd()) {
-            Ok(Some((DataMessage::Closed { connections }, _))) => front.clients.remove(&connections),
-            Ok(Some((message @ (DataMessage::Stats { .. } | DataMessage::Clients { .. }), _))) => {
-                front.link.answer(message);
-            }
-            Ok(Some((message, descriptors))) => {
-                // The supervisor listens for as long as the process runs; so below.
-                let _ = front.events.send(Event::Said(generation, message, descriptors));
-            }
-            Ok(None) => break,
-            Err(error) => {
-                log::error!("data server {}: {error}", child.id());
-                break;
+/// How the end of a data server is learnt.
+enum End {
+    /// It is reaped.
+    OfChild(Child),
+    /// Its parent reaps it.
+    OfAnother(Arc<OwnedFd>),
+}
+
+impl End {
+    fn wait(self) -> Option<ExitStatus> {
+        match self {
+            End::OfChild(mut child) => child.wait().ok(),
+            End::OfAnother(process) => {
+                process::await_end(process.as_fd());
+                None
             }
         }
     }
-    let _ = front.events.send(Event::Dead(generation));
-    let status = child.wait().ok();
-    if let Some(status) = status.filter(|status| !status.success()) {
-        log::info!("data server {} has ended: {status}", child.id());
+}
+
+/// Takes what a data server says until it says no more, and its end.
+struct Receiver {
+    end: End,
+    /// Workers of it that have not introduced all their clients yet.
+    strangers: u32,
+}
+
+impl Receiver {
+    fn run(mut self, front: &Front, socket: BorrowedFd<'_>, generation: u64) {
+        loop {
+            match control::receive::<DataMessage>(socket) {
+                Ok(Some((message, descriptors))) => self.take(front, generation, message, descriptors),
+                Ok(None) => break,
+                Err(error) => {
+                    log::error!("data server: {error}");
+                    break;
+                }
+            }
+        }
+        // The supervisor listens for as long as the process runs; so below.
+        let _ = front.events.send(Event::Dead(generation));
+        let status = self.end.wait();
+        if let Some(status) = status.filter(|status| !status.success()) {
+            log::info!("the data server has ended: {status}");
+        }
+        let _ = front.events.send(Event::Ended(generation, status));
     }
-    let _ = front.events.send(Event::Ended(generation, status));
+
+    fn take(&mut self, front: &Front, generation: u64, message: DataMessage, descriptors: Vec<OwnedFd>) {
+        match message {
+            DataMessage::Closed { connections } => front.clients.remove(&connections),
+            DataMessage::Stats { .. } | DataMessage::Clients { .. } => front.link.answer(message),
+            DataMessage::Introduce { connections, last } => {
+                for (adopted, socket) in connections.into_iter().zip(descriptors) {
+                    let client = Client { transport: adopted.transport, socket: Arc::new(socket) };
+                    front.clients.introduce(adopted.connection, client, generation);
+                }
+                self.strangers = self.strangers.saturating_sub(u32::from(last));
+                if last && self.strangers == 0 {
+                    let _ = front.events.send(Event::Introduced);
+                }
+            }
+            DataMessage::Quit => _ = front.events.send(Event::Quit),
+            message => _ = front.events.send(Event::Said(generation, message, descriptors)),
+        }
+    }
 }

@@ -10,9 +10,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// What the front server needs besides its clients: standard streams, listening sockets, the data server's socket, process,
 /// liveness page and segment, twice while one takes over from another; refused clients that still read why; operators.
-const FRONT_OWN: u64 = 48;
-/// What the data server needs besides its clients and workers.
-const DATA_OWN: u64 = 16;
+const FRONT_OWN: u64 = 52;
+/// What the data server needs besides its clients and workers: the listening sockets too, for the next front server, and that
+/// one's process and socket; the segment and the files of the backup.
+const DATA_OWN: u64 = 32;
 /// What one of its workers needs.
 const WORKER_OWN: u64 = 2;
 
@@ -88,12 +89,12 @@ mod tests {
     #[test]
     fn descriptors_leave_room_for_as_many_clients_as_both_servers_can_hold() {
         let limit = |most, by_descriptors| Some(ConnectionLimit { most, by_descriptors });
-        assert_eq!(room(10_000, own(2), 1_024), limit(976, true));
+        assert_eq!(room(10_000, own(2), 1_024), limit(972, true));
         assert_eq!(room(10_000, own(2), u64::MAX), limit(10_000, false));
-        assert_eq!(room(10_000, own(2), 10_048), limit(10_000, false));
-        assert_eq!(room(100, own(63), 256), limit(100, false));
-        assert_eq!(room(10, own(1), 48), None);
-        assert_eq!(room(10, own(1), 49), limit(1, true));
+        assert_eq!(room(10_000, own(2), 10_052), limit(10_000, false));
+        assert_eq!(room(100, own(63), 256), limit(98, true));
+        assert_eq!(room(10, own(1), 52), None);
+        assert_eq!(room(10, own(1), 53), limit(1, true));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Locks: each field has its own; none is taken while another is held.
 
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::atomic::AtomicU64;
@@ -13,14 +13,13 @@ use std::time::Instant;
 use anyhow::Context as _;
 use crossbeam_channel::Sender;
 use kvs_core::control::DataMessage;
+use kvs_front::estate::Estate;
 use kvs_front::options::ServerOptions;
-use rustix::io::Errno;
-use rustix::process::{Signal, pidfd_send_signal};
+use kvs_front::process;
 
 use crate::clients::Clients;
 use crate::descriptors::ConnectionLimit;
 use crate::link::Link;
-use crate::listen::SocketFiles;
 
 /// What the supervisor learns of.
 pub enum Event {
@@ -30,6 +29,8 @@ pub enum Event {
     Dead(u64),
     /// The data server of this generation has ended and is reaped.
     Ended(u64, Option<ExitStatus>),
+    /// All clients of a data server that was there before this front server are known.
+    Introduced,
     /// The store shall end.
     Quit,
 }
@@ -54,7 +55,8 @@ pub struct Front {
     pub events: Sender<Event>,
     /// When this process began.
     pub begun: Instant,
-    files: Mutex<Option<SocketFiles>>,
+    /// None once the store ends.
+    estate: Mutex<Option<Estate>>,
     process: Mutex<Option<Arc<OwnedFd>>>,
 }
 
@@ -62,34 +64,45 @@ impl Front {
     /// Nothing has happened yet.
     ///
     /// # Errors
-    /// When the address of `tcp` can't be told.
+    /// When the address of the TCP socket can't be told.
     pub fn new(
         options: ServerOptions,
         limit: ConnectionLimit,
-        tcp: &TcpListener,
-        files: SocketFiles,
+        estate: Estate,
         events: Sender<Event>,
         begun: Instant,
     ) -> anyhow::Result<Self> {
         Ok(Self {
             limit,
-            tcp_address: tcp.local_addr().context("can't tell the TCP address")?,
-            unix_path: files.unix.path().to_path_buf(),
+            tcp_address: estate.tcp.local_addr().context("can't tell the TCP address")?,
+            unix_path: estate.unix_file.path().to_path_buf(),
             clients: Clients::new(),
             refused: AtomicU64::new(0),
             link: Link::new(),
             events,
             begun,
-            files: Mutex::new(Some(files)),
+            estate: Mutex::new(Some(estate)),
             process: Mutex::new(None),
             options,
         })
     }
 
-    /// Takes the socket files away, so that nobody connects to a store that ends.
-    pub fn remove_socket_files(&self) {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(files);
+    /// What a data server is to keep for the front server after this one.
+    ///
+    /// # Errors
+    /// When the store ends, or no descriptors are left.
+    pub fn estate(&self) -> anyhow::Result<Estate> {
+        let estate = self.estate.lock().unwrap_or_else(PoisonError::into_inner);
+        let estate = estate.as_ref().context("the store is ending")?;
+        estate.try_clone().context("can't duplicate the listening sockets")
+    }
+
+    /// Takes the socket files away and lets the listening sockets go, so that nobody connects to a store that ends.
+    pub fn end_estate(&self) {
+        let estate = self.estate.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(estate) = estate {
+            estate.remove_files();
+        }
     }
 
     /// The data server's process, for an end at once.
@@ -99,18 +112,11 @@ impl Front {
 
     /// Ends both servers without waiting for anything. Nothing acknowledged is lost: it is in the segment.
     pub fn end_at_once(&self, status: i32) -> ! {
-        self.remove_socket_files();
-        if let Some(process) = &*self.process.lock().unwrap_or_else(PoisonError::into_inner) {
-            kill(process);
+        self.end_estate();
+        if let Some(data) = &*self.process.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Dead before this one is: it launches no other front server.
+            process::kill(data.as_fd());
         }
         std::process::exit(status)
-    }
-}
-
-/// Kills the process that `process` stands for; one that is dead already is no error.
-pub fn kill(process: &OwnedFd) {
-    match pidfd_send_signal(process, Signal::KILL) {
-        Ok(()) | Err(Errno::SRCH) => {}
-        Err(error) => log::error!("can't kill the data server: {error}"),
     }
 }

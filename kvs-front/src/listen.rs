@@ -1,9 +1,11 @@
-//! The listening sockets: TCP, the unix socket for local clients, and the operator's.
+//! The listening sockets of a store that starts: TCP, the unix socket for local clients, and the operators'.
 //!
-//! They listen as soon as they are open, and clients wait in the kernel's queue until the data server is ready.
+//! They listen as soon as they are open, and clients wait in the kernel's queue until the data server is ready. The clients'
+//! don't wait in `accept`, the operators' one does.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IsTerminal};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -11,10 +13,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kvs_core::instance::{console_path, private_directory};
-use kvs_front::options::ServerOptions;
+use kvs_front::estate::Estate;
+use kvs_front::options::{ConsoleMode, ServerOptions};
+use kvs_front::socket_file::SocketFile;
 use rustix::net::sockopt;
-
-use crate::socket_file::SocketFile;
 
 /// First port tried when no address is given.
 const PORT_FIRST: u16 = 9999;
@@ -25,50 +27,47 @@ const BACKLOG: i32 = 4096;
 /// How long a client may be silent before the kernel asks whether its machine still lives.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 
-/// The files of the unix sockets; they are removed with this.
-pub struct SocketFiles {
-    /// The clients'.
-    pub unix: SocketFile,
-    /// The operator's.
-    #[allow(dead_code, reason = "kept so that the file is removed with it")]
-    pub console: SocketFile,
-}
-
-/// The listening sockets, none of which waits in `accept`, but for the operator's.
-pub struct Listening {
-    /// For TCP clients.
-    pub tcp: TcpListener,
-    /// For local clients.
-    pub unix: UnixListener,
-    /// For the operator.
-    pub console: UnixListener,
-    /// The files of the last two.
-    pub files: SocketFiles,
-}
-
-impl Listening {
-    /// Opens all of them.
-    ///
-    /// # Errors
-    /// Which one can't be had, and why. Nothing is left of the others then.
-    pub fn open(options: &ServerOptions) -> anyhow::Result<Self> {
-        let unix_path = options.unix_path();
-        let console_path = console_path(&unix_path);
-        if console_path == unix_path {
-            bail!(
-                "--unix {} is the name of the operator's socket; choose one that does not end in .console",
-                unix_path.display()
-            );
-        }
-        if options.unix.is_none() && unix_path.parent() == Some(&private_directory()) {
-            make_private_directory(&private_directory())?;
-        }
-        let (unix, unix_file) = SocketFile::listen(&unix_path)?;
-        let (console, console_file) = SocketFile::listen(&console_path)?;
-        console.set_nonblocking(false).context("can't listen for the operator")?;
-        let tcp = listen_tcp(options.listen)?;
-        Ok(Self { tcp, unix, console, files: SocketFiles { unix: unix_file, console: console_file } })
+/// Opens all of them, and the operator's input.
+///
+/// # Errors
+/// Which one can't be had, and why. Nothing is left of the others then.
+pub fn open(options: &ServerOptions) -> anyhow::Result<Estate> {
+    let unix_path = options.unix_path();
+    let console_path = console_path(&unix_path);
+    if console_path == unix_path {
+        bail!(
+            "--unix {} is the name of the operator's socket; choose one that does not end in .console",
+            unix_path.display()
+        );
     }
+    if options.unix.is_none() && unix_path.parent() == Some(&private_directory()) {
+        make_private_directory(&private_directory())?;
+    }
+    let input = console_input(options.console).context("can't keep standard input for the console")?;
+    let (unix, unix_file) = SocketFile::listen(&unix_path)?;
+    let opened = open_others(options, &console_path).inspect_err(|_| unix_file.remove());
+    let (console, console_file, tcp) = opened?;
+    Ok(Estate { tcp, unix, console, input, unix_file, console_file })
+}
+
+fn open_others(
+    options: &ServerOptions,
+    console_path: &Path,
+) -> anyhow::Result<(UnixListener, SocketFile, TcpListener)> {
+    let (console, file) = SocketFile::listen(console_path)?;
+    let opened = console.set_nonblocking(false).context("can't listen for the operator");
+    let tcp = opened.and_then(|()| listen_tcp(options.listen)).inspect_err(|_| file.remove())?;
+    Ok((console, file, tcp))
+}
+
+/// Where the operator types, if there is to be a console on standard input.
+fn console_input(mode: ConsoleMode) -> rustix::io::Result<Option<OwnedFd>> {
+    let wanted = match mode {
+        ConsoleMode::On => true,
+        ConsoleMode::Off => false,
+        ConsoleMode::Auto => std::io::stdin().is_terminal(),
+    };
+    wanted.then(|| rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)).transpose()
 }
 
 fn listen_tcp(wanted: Option<SocketAddr>) -> anyhow::Result<TcpListener> {

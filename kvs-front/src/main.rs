@@ -6,20 +6,23 @@
 //! | [`front`] | what all threads see |
 //! | [`descriptors`] | how many files may be open, and how many clients that leaves room for |
 //! | [`listen`] | the listening sockets |
-//! | [`socket_file`] | a unix socket and its file, of which nobody is robbed |
+//! | [`inherit`] | taking the place of a front server that died |
 //! | [`accept`] | the thread that accepts, checks limits and hands over |
 //! | [`refuse`] | telling a client why it can't be served |
 //! | [`clients`] | a duplicate of every client's socket |
 //! | [`link`] | the socket to the data server, and answers awaited from it |
 //! | [`data_server`] | one data server, from its launch to the proof of its death |
 //! | [`supervise`] | launches the data server, notices its death, launches the next, ends both |
-//! | [`pace`] | how soon the next attempt may be made |
-//! | [`signals`] | SIGINT, SIGTERM, SIGHUP |
+//! | [`heart`] | the supervisor's heartbeat, and its look at the data server's |
+//! | [`signals`] | SIGINT, SIGTERM, SIGHUP, Ctrl-Z |
 //! | [`console`] | the operator's lines, from the terminal and from a socket |
 //! | [`operator`] | what the operator's commands do |
 //! | [`notify`] | telling systemd |
 //!
-//! Deliberately absent: it never maps the segment, and never reads a byte of a client.
+//! The data server watches it in turn, and launches the next one, with `--inherited`, when it dies or hangs.
+//!
+//! Deliberately absent: of the segment it maps the header's page alone, for the heartbeats, never the table; and it never reads
+//! a byte of a client.
 #![forbid(unsafe_code)]
 
 mod accept;
@@ -28,14 +31,14 @@ mod console;
 mod data_server;
 mod descriptors;
 mod front;
+mod heart;
+mod inherit;
 mod link;
 mod listen;
 mod notify;
 mod operator;
-mod pace;
 mod refuse;
 mod signals;
-mod socket_file;
 mod supervise;
 
 use std::io::Write as _;
@@ -44,11 +47,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
+use crossbeam_channel::unbounded;
 use kvs_front::options::{ServerOptions, parse_or_exit, start_logging};
 use rustix::fs::Mode;
 
 use front::Front;
-use listen::Listening;
+use inherit::Inherited;
 use supervise::Supervisor;
 
 const ABOUT: &str = "\
@@ -70,12 +74,17 @@ Examples:
 struct Options {
     #[command(flatten)]
     server: ServerOptions,
+
+    /// Started by kvs-data, which is at the other end of standard input, in the place of a front server that died
+    #[arg(long, hide = true)]
+    inherited: bool,
 }
 
 fn main() -> ExitCode {
     let begun = Instant::now();
     let options: Options = parse_or_exit();
     start_logging(&options.server.log_level);
+    let run = if options.inherited { take_over } else { start };
     match run(options.server, begun) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -86,15 +95,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: ServerOptions, begun: Instant) -> anyhow::Result<()> {
+fn start(options: ServerOptions, begun: Instant) -> anyhow::Result<()> {
     // What this process and the data server make is this user's alone.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let limit = descriptors::raise(&options)?;
-    let (events, happened) = crossbeam_channel::unbounded();
-    let Listening { tcp, unix, console, files } = Listening::open(&options)?;
-    let front = Arc::new(Front::new(options, limit, &tcp, files, events, begun)?);
-    signals::watch(&front)?;
-    let result = Supervisor::new(Arc::clone(&front), happened).run(tcp, unix, console);
-    front.remove_socket_files();
+    let (events, happened) = unbounded();
+    let estate = listen::open(&options)?;
+    let front = Arc::new(Front::new(options, limit, estate, events, begun)?);
+    let result = signals::watch(&front).and_then(|()| Supervisor::new(Arc::clone(&front), happened).run());
+    front.end_estate();
     result
+}
+
+/// The store runs already: whatever goes wrong here is no reason to end it.
+fn take_over(options: ServerOptions, begun: Instant) -> anyhow::Result<()> {
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    let (events, happened) = unbounded();
+    let (estate, inherited) = Inherited::receive()?;
+    let limit = descriptors::raise(&options)?;
+    let front = Arc::new(Front::new(options, limit, estate, events, begun)?);
+    signals::watch(&front)?;
+    Supervisor::new(front, happened).take_over(inherited)
 }

@@ -1,6 +1,7 @@
 //! Options that both servers take. They are passed on as they were given.
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,9 +10,11 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, ValueEnum};
 use kvs_core::instance::{ByteSize, InstanceName, ParseError, format_duration, parse_duration};
 use kvs_core::limits::{
-    CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN, CONNECTIONS_MAX_DEFAULT, CONNECTIONS_MAX_LIMIT,
-    VALUE_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_LIMIT, WORKER_THREADS_MAX,
+    CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN, CONNECTIONS_MAX_DEFAULT, CONNECTIONS_MAX_LIMIT, HANG_TIMEOUT_MAX,
+    HANG_TIMEOUT_MIN, VALUE_BYTES_MAX_DEFAULT, VALUE_BYTES_MAX_LIMIT, WORKER_THREADS_MAX,
 };
+
+use crate::log_output::LogOutput;
 
 /// Exit status of wrong usage.
 const EXIT_USAGE: i32 = 64;
@@ -157,6 +160,21 @@ pub struct ServerOptions {
         value_parser = clap::value_parser!(u16).range(1..=WORKER_THREADS_MAX as i64))]
     pub workers: Option<u16>,
 
+    /// How long a server may stand still before the other one kills and replaces it
+    ///
+    /// A duration such as 500ms or 5s, from 100ms to 1h; 0s: it is never taken for hung. A server that dies is replaced at
+    /// once in any case.
+    #[arg(
+        long,
+        env = "KVS_HANG_TIMEOUT",
+        default_value = "5s",
+        value_name = "DURATION",
+        help_heading = "Running",
+        allow_hyphen_values = true,
+        value_parser = parse_hang_timeout
+    )]
+    pub hang_timeout: Duration,
+
     /// Operator console on standard input
     ///
     /// auto: only when it is a terminal. The end of input never stops the server.
@@ -196,6 +214,15 @@ fn parse_max_value(text: &str) -> Result<ByteSize, String> {
     in_range(text, 0, VALUE_BYTES_MAX_LIMIT)
 }
 
+fn parse_hang_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text).map_err(|error| error.to_string())?;
+    if timeout.is_zero() || (HANG_TIMEOUT_MIN..=HANG_TIMEOUT_MAX).contains(&timeout) {
+        return Ok(timeout);
+    }
+    let [least, most] = [HANG_TIMEOUT_MIN, HANG_TIMEOUT_MAX].map(format_duration);
+    Err(format!("{} is out of range: choose between {least} and {most}, or 0s", format_duration(timeout)))
+}
+
 fn in_range(text: &str, least: u64, most: u64) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|error: ParseError| error.to_string())?;
     if (least..=most).contains(&size.0) {
@@ -233,6 +260,7 @@ impl ServerOptions {
         add("--durability", self.durability.to_string().into());
         add("--log-level", self.log_level.clone().into());
         add("--console", self.console.to_string().into());
+        add("--hang-timeout", format_duration(self.hang_timeout).into());
         if let Some(capacity) = self.capacity {
             add("--capacity", capacity.to_string().into());
         }
@@ -264,17 +292,27 @@ pub fn parse_or_exit<P: Parser + CommandFactory>() -> P {
 
 /// Starts logging to standard error as `level` says.
 pub fn start_logging(level: &str) {
+    let target = match LogOutput::new() {
+        Ok(output) => env_logger::Target::Pipe(Box::new(output)),
+        Err(_) => env_logger::Target::Stderr,
+    };
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb")
+        || !std::io::stderr().is_terminal();
     env_logger::Builder::new()
         .parse_filters(level)
         .format_timestamp_millis()
         .format_target(false)
-        .target(env_logger::Target::Stderr)
+        .target(target)
+        .write_style(if plain { env_logger::WriteStyle::Never } else { env_logger::WriteStyle::Always })
         .init();
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use kvs_core::limits::HANG_TIMEOUT_DEFAULT;
 
     #[derive(Parser)]
     struct Only {
@@ -307,6 +345,8 @@ mod tests {
             "7",
             "--backup",
             "/tmp/b",
+            "--hang-timeout",
+            "750ms",
         ])
         .expect("sound");
         let mut command = vec![OsString::from("x")];
@@ -314,6 +354,9 @@ mod tests {
         let again = Only::try_parse_from(command).expect("sound").server;
         assert_eq!(again.to_arguments(), given.to_arguments());
         assert_eq!(again.durability, Durability::Interval(Duration::from_millis(250)));
+        assert_eq!(again.hang_timeout, Duration::from_millis(750));
+        assert_eq!(parse(&[]).expect("sound").hang_timeout, HANG_TIMEOUT_DEFAULT);
+        assert_eq!(parse(&["--hang-timeout", "0s"]).expect("never").hang_timeout, Duration::ZERO);
     }
 
     #[test]
@@ -335,6 +378,10 @@ mod tests {
             ["--workers", "-1"],
             ["--name", "-dash"],
             ["--name", ""],
+            ["--hang-timeout", "99ms"],
+            ["--hang-timeout", "2h"],
+            ["--hang-timeout", "5"],
+            ["--hang-timeout", "-1s"],
         ] {
             let message = parse(&bad).expect_err(bad[1]).to_string();
             assert!(message.contains(bad[0]), "{bad:?}: {message}");

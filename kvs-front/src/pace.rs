@@ -1,12 +1,12 @@
-//! How soon the next data server may be launched.
+//! How soon the next server may be launched, in the place of one that died.
 //!
 //! One that served and died is replaced at once: that is the promise. Two things are kept from eating the machine: a
-//! data server that can't start is tried again after pauses that grow, and one that starts and soon dies, again and
+//! server that can't start is tried again after pauses that grow, and one that starts and soon dies, again and
 //! again, at most [`LAUNCHES_PER_SECOND`] times a second once a first [`LAUNCHES_AT_ONCE`] are spent.
 
 use std::time::{Duration, Instant};
 
-/// First pause after a data server could not start.
+/// First pause after a server could not start.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// Longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -30,12 +30,12 @@ impl Pace {
         Self { failures: 0, launches: LAUNCHES_AT_ONCE, counted: now }
     }
 
-    /// A data server has become ready.
+    /// A server has become ready.
     pub fn ready(&mut self) {
         self.failures = 0;
     }
 
-    /// A data server could not start.
+    /// A server could not start.
     pub fn failed(&mut self) {
         self.failures = self.failures.saturating_add(1);
     }

@@ -1,10 +1,11 @@
 //! SIGINT and SIGTERM end the store in order, and a second one at once. SIGHUP, the end of the terminal, does the first
-//! too, unless this process was started to ignore it (`nohup`).
+//! too, unless this process was started to ignore it (`nohup`). Ctrl-Z (SIGTSTP) does nothing: a front server that was stopped
+//! would be taken for a hung one.
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 
 use crate::front::{Event, Front};
@@ -14,7 +15,7 @@ use crate::front::{Event, Front};
 /// # Errors
 /// When none can be waited for.
 pub fn watch(front: &Arc<Front>) -> anyhow::Result<()> {
-    let mut wanted = vec![SIGINT, SIGTERM];
+    let mut wanted = vec![SIGINT, SIGTERM, SIGTSTP];
     if !is_ignored(SIGHUP) {
         wanted.push(SIGHUP);
     }
@@ -23,6 +24,12 @@ pub fn watch(front: &Arc<Front>) -> anyhow::Result<()> {
     let thread = std::thread::Builder::new().name("signals".into()).spawn(move || {
         let mut ending = false;
         for signal in signals.forever() {
+            if signal == SIGTSTP {
+                log::warn!(
+                    "Ctrl-Z is ignored: a server that is stopped serves nobody; `quit` ends the store"
+                );
+                continue;
+            }
             if ending && signal != SIGHUP {
                 front.end_at_once(128 + signal);
             }

@@ -2,19 +2,22 @@
 //!
 //! Invariants
 //! - A file is only replaced when it is a socket of this user on which nobody answers: what a killed server left.
-//! - A file is only removed while it is the one this process made, told by its inode and the time it was made.
+//! - A file is only removed while it is the one this store made, told by its inode and the time it was made.
 //! - The file has mode 0600 from its first moment: the mode is the socket's own before it gets its name.
 //!
 //! Lock: the directory's `flock`, from looking at the file to listening on the new one, so that two servers that start at
 //! the same time don't take each other's file for a stale one. A crash leaves a stale file at most.
 
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use kvs_core::control::SocketFileMark;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -27,18 +30,18 @@ const BACKLOG: i32 = 4096;
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
-/// A socket's file; it is removed with this.
-#[derive(Debug)]
+/// A socket's file. It stays when this is dropped: the socket may outlive the process.
+#[derive(Debug, Clone)]
 pub struct SocketFile {
     path: PathBuf,
     identity: Identity,
 }
 
-/// Device, inode and time of making, in seconds and nanoseconds; an inode's number alone is soon used again.
-type Identity = (u64, u64, i64, i64);
+/// Device and inode; time of making, in seconds and nanoseconds: an inode's number alone is soon used again.
+type Identity = ((u64, u64), (i64, i64));
 
 fn identity(stat: &Stat) -> Identity {
-    (stat.st_dev, stat.st_ino, stat.st_mtime, stat.st_mtime_nsec as i64)
+    ((stat.st_dev, stat.st_ino), (stat.st_mtime, stat.st_mtime_nsec as i64))
 }
 
 impl SocketFile {
@@ -57,14 +60,24 @@ impl SocketFile {
         Ok((UnixListener::from(socket), file))
     }
 
+    /// One that another process made.
+    pub fn of(mark: SocketFileMark) -> Self {
+        Self { path: OsString::from_vec(mark.path).into(), identity: (mark.place, mark.made) }
+    }
+
+    /// For another process.
+    pub fn mark(&self) -> SocketFileMark {
+        let (place, made) = self.identity;
+        SocketFileMark { path: self.path.as_os_str().as_bytes().to_vec(), place, made }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
 
-impl Drop for SocketFile {
-    fn drop(&mut self) {
+    /// Removes it; one that is gone, or has become another's, is none of ours.
+    pub fn remove(&self) {
         let removed = match rustix::fs::lstat(&self.path) {
             Ok(stat) if identity(&stat) == self.identity => rustix::fs::unlink(&self.path),
             // Somebody has put another one there: it is theirs.
@@ -175,13 +188,16 @@ mod tests {
     }
 
     #[test]
-    fn socket_file_is_private_and_removed_with_its_owner() {
+    fn socket_file_is_private_and_stays_until_it_is_removed() {
         let (_directory, path) = place();
         let (_listener, file) = SocketFile::listen(&path).expect("a socket");
         let mode = std::fs::metadata(&path).expect("made").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         UnixStream::connect(&path).expect("it listens");
+        let of_another_process = SocketFile::of(file.mark());
         drop(file);
+        assert!(path.exists());
+        of_another_process.remove();
         assert!(!path.exists());
     }
 
@@ -195,16 +211,14 @@ mod tests {
         UnixStream::connect(&path).expect("still there");
         drop(listener);
         let (_second_listener, _second) = SocketFile::listen(&path).expect("nobody answers there");
-        drop(file);
+        file.remove();
         assert!(path.exists(), "it is the second one's now");
     }
 
     #[test]
     fn socket_file_left_by_a_dead_server_is_replaced() {
         let (_directory, path) = place();
-        let (listener, file) = SocketFile::listen(&path).expect("a socket");
-        std::mem::forget(file);
-        drop(listener);
+        drop(SocketFile::listen(&path).expect("a socket"));
         let (_listener, _file) = SocketFile::listen(&path).expect("nobody answers there");
         UnixStream::connect(&path).expect("it listens");
     }

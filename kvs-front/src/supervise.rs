@@ -1,34 +1,39 @@
-//! Launches the data server, notices its death, launches the next; ends both in order.
+//! Launches the data server, notices its death and its hanging, launches the next; ends both in order.
 //!
 //! ```text
-//! launch ─ Start ─► Ready ─► serving ─┬─ dies ─► fence ─► launch
-//!    ▲                │ Failed, dies   └─ quit ─► Stop ─► Stopped, ends
-//!    └──── pause ◄────┘
+//! launch ─ Start ─► Ready ─► serving ◄─ inherited from a front server that died
+//!    ▲                │ Failed, dies  ├─ dies ─► fence ─► launch
+//!    └──── pause ◄────┘               ├─ hangs ─► kill, dies
+//!                                     └─ quit ─► Ending, Stop ─► Stopped, ends
 //! ```
 //!
 //! Invariants
 //! - A data server is launched only after every thread of the one before is proven dead.
-//! - The segment's descriptor, and with it the lock, is held from the first Ready to the end.
+//! - The segment's descriptor, and with it the lock, is held from the first Ready, or from taking over, to the end.
 //! - This thread is the only one that decides; all others tell it what happened, with the generation it happened to.
+//! - It beats for as long as it waits for what happens: a supervisor that hangs is seen to.
+//! - An error of a front server that has taken over ends this process alone: the data server launches the next.
+//!
+//! `report/fault-tolerance.md` argues the cases in which both servers die, or one while it replaces the other.
 
 use std::io::Write as _;
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use crossbeam_channel::Receiver;
 use kvs_core::control::{DataMessage, FrontMessage, StartKind};
 use kvs_core::wire::ErrorCode;
+use kvs_front::pace::Pace;
 
 use crate::accept::Accepting;
 use crate::console;
 use crate::data_server::DataServer;
 use crate::front::{Event, Front};
+use crate::heart::{Heart, own_identity};
+use crate::inherit::Inherited;
 use crate::notify::notify;
-use crate::pace::Pace;
 use crate::refuse;
 
 /// How long the data server has to end in order.
@@ -64,39 +69,82 @@ pub struct Supervisor {
     generation: u64,
     segment: Option<OwnedFd>,
     pace: Pace,
+    accepting: Option<Accepting>,
+    heart: Heart,
 }
 
 impl Supervisor {
     /// Of a store that has no data server yet.
     pub fn new(front: Arc<Front>, events: Receiver<Event>) -> Self {
-        Self { front, events, generation: 0, segment: None, pace: Pace::new(Instant::now()) }
+        let heart = Heart::new(front.options.hang_timeout);
+        let pace = Pace::new(Instant::now());
+        Self { front, events, generation: 0, segment: None, pace, accepting: None, heart }
     }
 
     /// Runs the store until it shall end.
     ///
     /// # Errors
     /// Why it could not start.
-    pub fn run(mut self, tcp: TcpListener, unix: UnixListener, console: UnixListener) -> anyhow::Result<()> {
+    pub fn run(mut self) -> anyhow::Result<()> {
         let server = self.launch()?;
         let readiness = match self.await_ready(&server) {
             Start::Ready(readiness) => readiness,
             Start::Quit => {
-                self.stop(&server);
+                self.end(Some(&server));
                 return Ok(());
             }
             failed => return Err(self.explain(&server, failed)),
         };
-        let accepting = Accepting::start(&self.front, tcp, unix)?;
-        console::start(&self.front, console)?;
+        if let Err(error) = self.open_for_all() {
+            self.end(Some(&server));
+            return Err(error);
+        }
         self.announce(&readiness);
-        let last = self.serve(server, &accepting);
-        notify("STOPPING=1");
-        log::info!("ending");
-        self.front.remove_socket_files();
-        accepting.stop();
-        self.dismiss_waiting();
-        if let Some(server) = last {
-            self.stop(&server);
+        self.serve(server)
+    }
+
+    /// Goes on where a front server died, until the store shall end.
+    ///
+    /// # Errors
+    /// Why this process can't; the store lives on then.
+    pub fn take_over(mut self, inherited: Inherited) -> anyhow::Result<()> {
+        self.generation += 1;
+        let segment = inherited.segment.try_clone().context("can't keep the segment")?;
+        let own = own_identity()?;
+        self.heart.enter(segment.as_fd()).context("can't map the segment's header")?.introduce_successor(own);
+        self.segment = Some(segment);
+        let server = DataServer::inherit(&self.front, self.generation, inherited)?;
+        self.front.set_process(server.process());
+        server.watch(&self.front)?;
+        self.front.link.connect(server.generation, Arc::clone(&server.socket));
+        self.open_for_operators()?;
+        let group = rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs();
+        if let Err(error) = server.tell(&FrontMessage::Supervising { group }) {
+            log::debug!("can't tell data server {}: {error}", server.pid);
+        }
+        self.heart.watch(server.pid, server.process());
+        notify(&format!("MAINPID={}", std::process::id()));
+        log::info!("front server {} has taken over", std::process::id());
+        self.serve(server)
+    }
+
+    /// Lets operators in.
+    fn open_for_operators(&self) -> anyhow::Result<()> {
+        let estate = self.front.estate()?;
+        console::start(&self.front, estate.console, estate.input)
+    }
+
+    /// Lets operators and clients in.
+    fn open_for_all(&mut self) -> anyhow::Result<()> {
+        self.accept()?;
+        self.open_for_operators()
+    }
+
+    /// Lets clients in, those first who came meanwhile.
+    fn accept(&mut self) -> anyhow::Result<()> {
+        match &self.accepting {
+            Some(accepting) => accepting.wake(),
+            None => self.accepting = Some(Accepting::start(&self.front)?),
         }
         Ok(())
     }
@@ -123,21 +171,43 @@ impl Supervisor {
         notify("READY=1");
     }
 
-    /// Keeps a data server serving until the store shall end; returns the last one, if one is left.
-    fn serve(&mut self, mut server: DataServer, accepting: &Accepting) -> Option<DataServer> {
-        loop {
+    /// Keeps a data server serving until the store shall end, and ends it.
+    fn serve(mut self, mut server: DataServer) -> anyhow::Result<()> {
+        let last = loop {
             match self.next_event(None) {
-                Some(Event::Quit) | None => return Some(server),
+                Some(Event::Quit) | None => break Some(server),
                 Some(Event::Dead(generation)) if generation == server.generation => {
                     server = match self.replace(&server) {
                         Ok(next) => next,
-                        Err(starting) => return starting,
+                        Err(starting) => break starting,
                     };
-                    // Clients came meanwhile.
-                    accepting.wake();
+                    self.accept()?;
                 }
+                Some(Event::Introduced) => self.accept()?,
                 Some(_) => {}
             }
+        };
+        self.end(last.as_ref());
+        Ok(())
+    }
+
+    /// Ends the store in order.
+    fn end(&mut self, server: Option<&DataServer>) {
+        if let Some(server) = server {
+            // First of all: from now on no other front server is launched, should this one die.
+            if let Err(error) = server.tell(&FrontMessage::Ending) {
+                log::debug!("can't tell data server {} of the end: {error}", server.pid);
+            }
+        }
+        notify("STOPPING=1");
+        log::info!("ending");
+        self.front.end_estate();
+        if let Some(accepting) = self.accepting.take() {
+            accepting.stop();
+        }
+        self.dismiss_waiting();
+        if let Some(server) = server {
+            self.stop(server);
         }
     }
 
@@ -145,6 +215,7 @@ impl Supervisor {
     /// should end.
     fn replace(&mut self, dead: &DataServer) -> Result<DataServer, Option<DataServer>> {
         let noticed = Instant::now();
+        self.heart.forget();
         self.front.link.disconnect();
         dead.fence();
         log::warn!("data server {} died; launching the next", dead.pid);
@@ -175,11 +246,11 @@ impl Supervisor {
                     }
                     Start::Quit => return Err(Some(next)),
                     Start::Failed(message) => {
-                        next.fence();
+                        self.give_up(&next);
                         log::error!("data server {} can't serve: {message}", next.pid);
                     }
                     Start::Died => {
-                        next.fence();
+                        self.give_up(&next);
                         log::error!("data server {} died before it was ready", next.pid);
                     }
                 },
@@ -187,6 +258,11 @@ impl Supervisor {
             }
             self.pace.failed();
         }
+    }
+
+    fn give_up(&mut self, server: &DataServer) {
+        self.heart.forget();
+        server.fence();
     }
 
     fn end_clients_of(&self, dead: &DataServer) {
@@ -204,6 +280,7 @@ impl Supervisor {
         self.generation += 1;
         let server = DataServer::launch(&self.front, self.generation, self.segment.as_ref())?;
         self.front.set_process(server.process());
+        self.heart.watch_start(server.pid, server.process());
         Ok(server)
     }
 
@@ -233,14 +310,19 @@ impl Supervisor {
     }
 
     fn put_to_work(&mut self, server: &DataServer, descriptors: Vec<OwnedFd>, readiness: Readiness) -> Start {
-        if let Err(error) = server.watch(&self.front) {
+        if let Err(error) = self.watch(server, descriptors) {
             return Start::Failed(format!("{error:#}"));
-        }
-        if let Some(segment) = descriptors.into_iter().next() {
-            self.segment = Some(segment);
         }
         self.front.link.connect(server.generation, Arc::clone(&server.socket));
         Start::Ready(readiness)
+    }
+
+    fn watch(&mut self, server: &DataServer, descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
+        let segment = descriptors.into_iter().next().context("Ready came without the segment")?;
+        self.heart.enter(segment.as_fd()).context("can't map the segment's header")?;
+        self.segment = Some(segment);
+        self.heart.watch(server.pid, server.process());
+        server.watch(&self.front)
     }
 
     /// Why the store can't start, after the data server's end.
@@ -309,16 +391,22 @@ impl Supervisor {
         }
     }
 
-    /// The next event; None when there is none until then.
-    fn next_event(&self, until: Option<Instant>) -> Option<Event> {
-        match until {
-            // The front itself holds a sender: there is always another event to wait for.
-            None => self.events.recv().ok(),
-            Some(until) => self.events.recv_deadline(until).ok(),
+    /// The next event; None when there is none until then. Beats meanwhile.
+    fn next_event(&mut self, until: Option<Instant>) -> Option<Event> {
+        loop {
+            self.heart.beat(Instant::now());
+            let event = match [until, self.heart.due()].into_iter().flatten().min() {
+                // The front itself holds a sender: there is always another event to wait for.
+                None => return self.events.recv().ok(),
+                Some(at) => self.events.recv_deadline(at).ok(),
+            };
+            if event.is_some() || until.is_some_and(|until| until <= Instant::now()) {
+                return event;
+            }
         }
     }
 
-    fn quits_within(&self, pause: Duration) -> bool {
+    fn quits_within(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         while let Some(event) = self.next_event(Some(until)) {
             if matches!(event, Event::Quit) {

@@ -151,6 +151,11 @@ impl<'s> Connection<'s> {
         self.index
     }
 
+    /// What a front server knows it by.
+    pub fn adopted(&self) -> Adopted {
+        Adopted { connection: self.id(), transport: self.transport }
+    }
+
     /// Who is connected, for the operator.
     pub fn describe(&self) -> ClientInfo {
         ClientInfo {

@@ -56,6 +56,11 @@ impl ProcessIdentity {
     }
 }
 
+/// Whether the process that has `pid` now stands still, stopped by a signal. No when that can't be known.
+pub fn is_stopped(pid: u32) -> bool {
+    Stat::read(pid).is_ok_and(|stat| stat.state == b'T')
+}
+
 /// `NotFound` when opening `/proc/PID/stat`, ESRCH when the process went between opening and reading.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)

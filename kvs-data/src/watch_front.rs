@@ -1,0 +1,323 @@
+//! The front server, as the data server sees it: what it says, its death, the next one in its place.
+//!
+//! ```text
+//! hears ─┬─ hang-up ─► kill, wait for its end ─► launch ─ Inherit ─► Supervising ─► hears
+//!        │                                         ▲                    │ dies, hangs
+//!        │                                         └─────── pause ◄─────┘
+//!        └─ Ending or a signal, and then hang-up ─► the store ends in order
+//! ```
+//!
+//! Invariants
+//! - A front server is launched only after the one before is proven dead, by its process's descriptor. It came from that process
+//!   itself, or from the launch, so it never is another one's.
+//! - What the next one needs lies in its socket before it is launched: should this process die, it goes on alone.
+//! - The main thread alone launches, and serves nobody: clients don't notice.
+//!
+//! `report/fault-tolerance.md` argues the cases in which both servers die, or one while it replaces the other.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use kvs_core::control::{self, DataMessage, FrontMessage};
+use kvs_core::heartbeat::{CHECKS, interval};
+use kvs_core::liveness::LivenessPage;
+use kvs_core::sys::process::ProcessIdentity;
+use kvs_front::estate::Estate;
+use kvs_front::options::ServerOptions;
+use kvs_front::pace::Pace;
+use kvs_front::socket_file::SocketFile;
+use kvs_front::{process, program};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::heartbeat::Heartbeat;
+
+/// SIGTERM and SIGINT, which ask for an orderly end of the store.
+pub struct QuitSignal(UnixStream);
+
+impl QuitSignal {
+    /// From now on they don't end the process.
+    ///
+    /// # Errors
+    /// When no descriptors are left.
+    pub fn catch() -> std::io::Result<Self> {
+        let (caught, told) = UnixStream::pair()?;
+        for signal in [SIGTERM, SIGINT] {
+            signal_hook::low_level::pipe::register(signal, told.try_clone()?)?;
+        }
+        caught.set_nonblocking(true)?;
+        Ok(Self(caught))
+    }
+
+    fn take(&self) {
+        // How often it was sent makes no difference.
+        while rustix::io::read(&self.0, &mut [0u8; 64][..]).is_ok_and(|count| count > 0) {}
+    }
+
+    /// Whether it comes within `pause`; it stays to be taken.
+    fn comes_within(&self, pause: Duration) -> bool {
+        wait_for([self.0.as_fd(), self.0.as_fd()], Some(pause))[0]
+    }
+}
+
+/// Waits until one of two descriptors has something, at most for `pause`; which of them have.
+fn wait_for(descriptors: [BorrowedFd<'_>; 2], pause: Option<Duration>) -> [bool; 2] {
+    let until = pause.map(|pause| Instant::now() + pause);
+    loop {
+        let mut polled = descriptors.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let timeout = left.map(|left| Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        match poll(&mut polled, timeout.as_ref()) {
+            Err(Errno::INTR) => {}
+            // Out of memory, at worst: what could be there is tried.
+            Err(_) => return [true; 2],
+            Ok(_) => return polled.map(|polled| !polled.revents().is_empty()),
+        }
+    }
+}
+
+/// What the data server starts with, besides the segment: whose it is, and what goes to the next front server.
+pub struct Origin {
+    /// The socket to the front server.
+    pub socket: OwnedFd,
+    /// The front server.
+    pub front: ProcessIdentity,
+    /// Its process.
+    pub process: OwnedFd,
+    /// Its process group.
+    pub group: u32,
+    /// What it leaves.
+    pub estate: Estate,
+    /// Signals that ask for the end.
+    pub quit: QuitSignal,
+}
+
+/// A front server.
+struct FrontServer {
+    pid: u32,
+    socket: Arc<OwnedFd>,
+    process: Arc<OwnedFd>,
+    /// To be reaped, when this process has launched it.
+    child: Option<Child>,
+}
+
+/// What a data server hands over besides the estate.
+pub struct Own {
+    /// What the operator asked for.
+    pub options: ServerOptions,
+    /// Its liveness page.
+    pub liveness: LivenessPage,
+    /// The segment.
+    pub segment: OwnedFd,
+    /// Its worker threads.
+    pub workers: usize,
+}
+
+/// What was heard of the front server.
+pub enum Heard {
+    /// It says so.
+    Said(FrontMessage, Vec<OwnedFd>),
+    /// It is gone.
+    Gone,
+}
+
+/// The front server of the moment, and all that the next one needs.
+pub struct Fronts {
+    own: Own,
+    front: FrontServer,
+    /// The process group of the last one that served.
+    group: u32,
+    /// None once the front server ends the store: nobody shall connect any more.
+    estate: Option<Estate>,
+    socket_files: [SocketFile; 2],
+    /// The store is to end.
+    ends: bool,
+    quit: QuitSignal,
+    heartbeat: Heartbeat,
+    pace: Pace,
+}
+
+impl Fronts {
+    /// The front server that launched this process.
+    pub fn new(own: Own, origin: Origin, heartbeat: Heartbeat) -> Self {
+        let process = Arc::new(origin.process);
+        heartbeat.watch(Arc::clone(&process));
+        let socket = Arc::new(origin.socket);
+        let front = FrontServer { pid: origin.front.pid, socket, process, child: None };
+        Self {
+            own,
+            front,
+            group: origin.group,
+            socket_files: [origin.estate.unix_file.clone(), origin.estate.console_file.clone()],
+            estate: Some(origin.estate),
+            ends: false,
+            quit: origin.quit,
+            heartbeat,
+            pace: Pace::new(Instant::now()),
+        }
+    }
+
+    /// The socket to the front server.
+    pub fn socket(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.front.socket)
+    }
+
+    /// Tells it something.
+    pub fn tell(&self, message: &DataMessage) {
+        if let Err(error) = control::send(self.front.socket.as_fd(), message, &[]) {
+            log::debug!("can't tell front server {}: {error}", self.front.pid);
+        }
+    }
+
+    /// Waits for what it says. A signal that asks for the end is passed on meanwhile.
+    pub fn hear(&mut self) -> Heard {
+        loop {
+            let [said, signalled] = wait_for([self.front.socket.as_fd(), self.quit.0.as_fd()], None);
+            if signalled {
+                self.quit.take();
+                self.ends = true;
+                self.tell(&DataMessage::Quit);
+            }
+            if said {
+                match control::receive(self.front.socket.as_fd()) {
+                    Ok(Some((FrontMessage::Ending, _))) => {
+                        self.ends = true;
+                        self.estate = None;
+                    }
+                    Ok(Some((message, descriptors))) => return Heard::Said(message, descriptors),
+                    Ok(None) => return Heard::Gone,
+                    Err(error) => log::error!("front server {}: {error}", self.front.pid),
+                }
+            }
+        }
+    }
+
+    /// Puts another front server in the place of the one that is gone; false when the store is to end instead.
+    pub fn replace(&mut self) -> bool {
+        let noticed = Instant::now();
+        self.heartbeat.forget();
+        let dead = self.front.pid;
+        self.front.fence();
+        if !self.ends {
+            log::warn!("front server {dead} died; launching the next, clients are served on");
+        }
+        while !self.is_to_end() {
+            match self.launch() {
+                Ok(()) => {
+                    self.pace.ready();
+                    self.heartbeat.watch(Arc::clone(&self.front.process));
+                    let took = noticed.elapsed().as_secs_f64() * 1_000.0;
+                    log::info!(
+                        "front server {} serves, {took:.1} ms after the death of {dead}",
+                        self.front.pid
+                    );
+                    return true;
+                }
+                Err(error) => log::error!("no front server: {error:#}"),
+            }
+            self.pace.failed();
+        }
+        false
+    }
+
+    /// Makes the pause that is due; whether the store is to end.
+    fn is_to_end(&mut self) -> bool {
+        let pause = if self.ends { Duration::ZERO } else { self.pace.pause(Instant::now()) };
+        if !pause.is_zero() {
+            log::info!("launching it in {} ms", pause.as_millis());
+        }
+        self.ends |= self.quit.comes_within(pause);
+        self.ends
+    }
+
+    fn launch(&mut self) -> anyhow::Result<()> {
+        let estate = self.estate.as_ref().context("the store is ending")?;
+        self.front = FrontServer::launch(&self.own, estate, self.group)?;
+        let taken_over = self.await_supervising();
+        if taken_over.is_err() {
+            self.front.fence();
+        }
+        self.group = taken_over?;
+        Ok(())
+    }
+
+    /// Waits until the front server that was just launched has taken over; gives its process group.
+    fn await_supervising(&mut self) -> anyhow::Result<u32> {
+        let socket = self.front.socket.as_fd();
+        let mut looks = 0;
+        // As a hang is noticed later: by looks, not by time.
+        while !wait_for([socket; 2], interval(self.own.options.hang_timeout))[0] {
+            looks += 1;
+            anyhow::ensure!(looks < CHECKS, "the one launched has stood still at its start; killing it");
+        }
+        match control::receive(socket).context("the one launched")? {
+            Some((FrontMessage::Supervising { group }, _)) => Ok(group),
+            Some(_) => {
+                anyhow::bail!("the one launched began with something else; is it of the same release?")
+            }
+            None => anyhow::bail!("the one launched ended at its start; what it wrote above says more"),
+        }
+    }
+
+    /// Takes the socket files away, where no front server is left to do it.
+    pub fn remove_socket_files(&self) {
+        self.socket_files.iter().for_each(SocketFile::remove);
+    }
+}
+
+impl FrontServer {
+    fn launch(own: &Own, estate: &Estate, group: u32) -> anyhow::Result<Self> {
+        let path = program::find("kvs-front")?;
+        let (socket, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .context("can't make a socket to the front server")?;
+        let inherit = DataMessage::Inherit {
+            process: ProcessIdentity::current().context("can't learn my own start time")?,
+            group,
+            workers: u32::try_from(own.workers).unwrap_or(u32::MAX),
+            estate: estate.mark(),
+        };
+        let process = process::own().context("can't open this process for the front server")?;
+        let mut descriptors = estate.descriptors();
+        descriptors.extend([own.liveness.as_fd(), process.as_fd(), own.segment.as_fd()]);
+        control::send(socket.as_fd(), &inherit, &descriptors).context("can't tell the front server")?;
+        let mut child = Command::new(&path)
+            .arg("--inherited")
+            .args(own.options.to_arguments())
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("can't start {}", path.display()))?;
+        let process = match process::of_child(&child) {
+            Ok(process) => Arc::new(process),
+            Err(error) => {
+                // It is dead already, or dies now.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error).context("can't watch the front server's process");
+            }
+        };
+        Ok(Self { pid: child.id(), socket: Arc::new(socket), process, child: Some(child) })
+    }
+
+    /// Kills it, and returns when none of its threads runs any more.
+    fn fence(&mut self) {
+        process::kill(self.process.as_fd());
+        process::await_end(self.process.as_fd());
+        if let Some(mut child) = self.child.take() {
+            // Nobody else reaps it.
+            let _ = child.wait();
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Killing a process through its descriptor: never another one that got its number.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// A descriptor of this very process, for another one.
+///
+/// # Errors
+/// No descriptor is left.
+pub fn own() -> rustix::io::Result<OwnedFd> {
+    pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+}
+
+/// A descriptor of a child that nobody else reaps.
+///
+/// # Errors
+/// No descriptor is left.
+pub fn of_child(child: &std::process::Child) -> rustix::io::Result<OwnedFd> {
+    pidfd_open(Pid::from_child(child), PidfdFlags::empty())
+}
+
+/// Kills it; one that is dead already is no error.
+pub fn kill(process: BorrowedFd<'_>) {
+    match pidfd_send_signal(process, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => log::error!("can't kill the other server: {error}"),
+    }
+}
+
+/// Waits until none of its threads runs any more.
+pub fn await_end(process: BorrowedFd<'_>) {
+    loop {
+        let ended = poll(&mut [PollFd::from_borrowed_fd(process, PollFlags::IN)], None);
+        if !matches!(ended, Err(Errno::INTR)) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn process_that_was_killed_has_ended_and_may_be_killed_again() {
+        let mut child = Command::new("sleep").arg("60").spawn().expect("sleep");
+        let process = of_child(&child).expect("a descriptor");
+        kill(process.as_fd());
+        await_end(process.as_fd());
+        kill(process.as_fd());
+        assert!(!child.wait().expect("ended").success());
+        kill(process.as_fd());
+    }
+}
