@@ -25,7 +25,7 @@ use crate::heartbeat::Heartbeat;
 use crate::housekeeping::Housekeeping;
 use crate::shared::Shared;
 use crate::start::{self, Started, Told};
-use crate::watch_front::{Fronts, Heard, Origin, Own, QuitSignal};
+use crate::watch_front::{Fronts, Origin, Own, QuitSignal};
 use crate::worker::{self, Command, WorkerHandle};
 
 /// Serves until told to stop.
@@ -141,10 +141,10 @@ impl Server {
     fn serve(mut self) -> anyhow::Result<()> {
         loop {
             match self.fronts.hear() {
-                Heard::Said(FrontMessage::Stop, _) => return self.stop(),
-                Heard::Said(message, sockets) => self.obey(message, sockets),
-                Heard::Gone if self.fronts.replace() => self.introduce_clients(),
-                Heard::Gone => {
+                Some((FrontMessage::Stop, _)) => return self.stop(),
+                Some((message, sockets)) => self.obey(message, sockets),
+                None if self.fronts.replace() => self.introduce_clients(),
+                None => {
                     log::info!("ending");
                     self.fronts.remove_socket_files();
                     return self.stop();

@@ -123,14 +123,6 @@ pub struct Own {
     pub workers: usize,
 }
 
-/// What was heard of the front server.
-pub enum Heard {
-    /// It says so.
-    Said(FrontMessage, Vec<OwnedFd>),
-    /// It is gone.
-    Gone,
-}
-
 /// The front server of the moment, and all that the next one needs.
 pub struct Fronts {
     own: Own,
@@ -179,8 +171,8 @@ impl Fronts {
         }
     }
 
-    /// Waits for what it says. A signal that asks for the end is passed on meanwhile.
-    pub fn hear(&mut self) -> Heard {
+    /// Waits for what it says; None when it is gone. A signal that asks for the end is passed on meanwhile.
+    pub fn hear(&mut self) -> Option<(FrontMessage, Vec<OwnedFd>)> {
         loop {
             let [said, signalled] = wait_for([self.front.socket.as_fd(), self.quit.0.as_fd()], None);
             if signalled {
@@ -194,8 +186,7 @@ impl Fronts {
                         self.ends = true;
                         self.estate = None;
                     }
-                    Ok(Some((message, descriptors))) => return Heard::Said(message, descriptors),
-                    Ok(None) => return Heard::Gone,
+                    Ok(said) => return said,
                     Err(error) => log::error!("front server {}: {error}", self.front.pid),
                 }
             }

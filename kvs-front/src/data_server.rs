@@ -224,6 +224,8 @@ impl Receiver {
                 }
             }
         }
+        // Those it introduced with its last words, when the others were ended already.
+        front.clients.end_of(generation);
         // The supervisor listens for as long as the process runs; so below.
         let _ = front.events.send(Event::Dead(generation));
         let status = self.end.wait();

@@ -14,13 +14,20 @@ use crate::wait::{SOON, eventually};
 pub const MARK: &str = "KVS_TEST_STORE";
 
 /// Kills whatever this test program leaves behind. It notices the program's end, even by SIGKILL, because its
-/// standard input ends then, and it lives in a process group of its own, so Ctrl-C does not reach it.
+/// standard input ends then, and it lives in a process group of its own, so Ctrl-C does not reach it. It kills all it has found
+/// with one call: the servers would replace one another in the time between two.
 const GUARD: &str = r#"
 read -r _
-for process in /proc/[0-9]*; do
-    if tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -q "^KVS_TEST_STORE=$1-"; then
-        kill -9 "${process#/proc/}"
-    fi
+while
+    found=
+    for process in /proc/[0-9]*; do
+        if tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -q "^KVS_TEST_STORE=$1-"; then
+            found="$found ${process#/proc/}"
+        fi
+    done
+    [ -n "$found" ]
+do
+    kill -9 $found
 done
 rm -rf /dev/shm/kvs-"$1"-* "$2"
 "#;

@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal};
 use crate::binaries;
 use crate::connection::Connection;
 use crate::processes::{self, MARK, run_directory, run_name};
-use crate::wait::{SOON, eventually_some};
+use crate::wait::{SOON, eventually, eventually_some};
 
 /// How long a server has for an orderly end before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(20);
@@ -119,6 +119,7 @@ pub struct Launch {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     open_files: Option<u32>,
+    has_input: bool,
 }
 
 impl Launch {
@@ -130,6 +131,7 @@ impl Launch {
             arguments: Vec::new(),
             environment: Vec::new(),
             open_files: None,
+            has_input: false,
         }
     }
 
@@ -155,6 +157,12 @@ impl Launch {
     pub fn open_files(mut self, limit: u32) -> Self {
         self.open_files = Some(limit);
         self
+    }
+
+    /// A console on standard input, which [`Store::type_line`] writes to.
+    pub fn console(mut self) -> Self {
+        self.has_input = true;
+        self.option("--console", "on")
     }
 
     /// Another front server program.
@@ -190,7 +198,8 @@ impl Launch {
         match lines.recv_timeout(SOON) {
             Ok(line) => {
                 let ready = Ready::parse(&line);
-                Ok(Store { front: Front(front), place, launch: self.clone(), ready, lines })
+                let input = front.stdin.take();
+                Ok(Store { front: Front(front), place, launch: self.clone(), ready, lines, input })
             }
             Err(RecvTimeoutError::Disconnected) => {
                 let status =
@@ -238,7 +247,7 @@ impl Launch {
         command
             .env(MARK, place.name())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
+            .stdin(if self.has_input { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(log.expect("the log can be made"))
             .process_group(0);
@@ -354,6 +363,7 @@ pub struct Store {
     launch: Launch,
     ready: Ready,
     lines: Receiver<String>,
+    input: Option<ChildStdin>,
 }
 
 impl Store {
@@ -401,19 +411,45 @@ impl Store {
         Connection::welcomed_unix(&self.ready.unix).expect("the store takes a connection")
     }
 
-    /// The front server.
+    /// The front server that was started first.
     pub fn front_pid(&self) -> Pid {
         self.ready.front
     }
 
-    /// The data server of this moment; waits for the next one when there is none.
-    pub fn data_pid(&self) -> Pid {
-        eventually_some("a data server runs", SOON, || self.find_data())
+    /// The front server of this moment; waits for the next one when there is none.
+    pub fn present_front_pid(&self) -> Pid {
+        eventually_some("a front server runs", SOON, || self.find("kvs-front"))
     }
 
-    fn find_data(&self) -> Option<Pid> {
-        let of_data = |pid: &Pid| processes::program_of(*pid).is_some_and(|program| program == "kvs-data");
-        processes::of_store(self.place.name()).into_iter().find(of_data)
+    /// Kills the front server with SIGKILL and returns which one that was, when it is dead.
+    pub fn kill_front(&self) -> Pid {
+        let pid = self.present_front_pid();
+        processes::send(pid, Signal::KILL);
+        eventually("the front server is dead", SOON, || {
+            !processes::of_store(self.place.name()).contains(&pid)
+        });
+        pid
+    }
+
+    /// Types a line on the console.
+    ///
+    /// # Panics
+    /// When the store was not launched with one.
+    pub fn type_line(&mut self, line: &str) {
+        use std::io::Write;
+        let input = self.input.as_mut().expect("a console on standard input");
+        writeln!(input, "{line}").expect("somebody holds the other end");
+    }
+
+    /// The data server of this moment; waits for the next one when there is none.
+    pub fn data_pid(&self) -> Pid {
+        eventually_some("a data server runs", SOON, || self.find("kvs-data"))
+    }
+
+    /// The process of this store that runs `program`, if one does.
+    pub fn find(&self, program: &str) -> Option<Pid> {
+        let runs = |pid: &Pid| processes::program_of(*pid).is_some_and(|found| found == program);
+        processes::of_store(self.place.name()).into_iter().find(runs)
     }
 
     /// Kills the data server with SIGKILL and returns which one that was.
@@ -445,6 +481,18 @@ impl Store {
         processes::send(self.ready.front, signal);
         let status = wait_for_end(&mut self.front.0, END_PATIENCE)
             .unwrap_or_else(|| panic!("the front server did not end within {END_PATIENCE:?}"));
+        (self.place, self.launch, status)
+    }
+
+    /// Waits for the end of all processes of the store, and returns how the front server that was started first ended.
+    ///
+    /// # Panics
+    /// When they don't end.
+    pub fn await_end(mut self) -> (Place, Launch, ExitStatus) {
+        eventually("every process of the store has ended", END_PATIENCE, || {
+            processes::of_store(self.place.name()).is_empty()
+        });
+        let status = wait_for_end(&mut self.front.0, END_PATIENCE).expect("it has ended");
         (self.place, self.launch, status)
     }
 
