@@ -24,7 +24,7 @@ use crate::judge::{Image, Judge, no_lock_blocks};
 use crate::mutations::Mutation;
 use crate::pages::{Pages, Watch, is_lock};
 use crate::store::{Expected, Setup};
-use crate::tracee::{Event, Tracee};
+use crate::tracee::{Event, Path, Tracee};
 use crate::violation::demand;
 
 /// Instructions between two looks at everything.
@@ -66,6 +66,8 @@ pub struct Tried {
     pub lock_kills: u64,
     /// Of those, that left a lock held.
     pub held: u64,
+    /// Of those, that were stepped to all the way.
+    pub walked: u64,
     /// Kills that left the same image as the stepwise run had there.
     pub same: u64,
 }
@@ -83,6 +85,7 @@ impl Tried {
             lock_kills: self.lock_kills + other.lock_kills,
             held: self.held + other.held,
             same: self.same + other.same,
+            walked: self.walked + other.walked,
         }
     }
 }
@@ -155,7 +158,7 @@ struct Trace {
     touched: Pages,
     /// Runs of the C library's instructions.
     library: Vec<Range<u64>>,
-    steps: u64,
+    path: Path,
 }
 
 /// A point worth a kill.
@@ -178,7 +181,7 @@ struct Walked {
 pub fn explore(mutation: &Mutation, effort: Effort, random: &mut Random) -> anyhow::Result<Tried> {
     let (mut stage, expected) = Stage::new(mutation)?;
     let (trace, mut judge) = trace(&mut stage, &expected)?;
-    let mut tried = Tried { points: trace.steps, ..Tried::default() };
+    let mut tried = Tried { points: trace.path.length() as u64, ..Tried::default() };
     let mut recoveries = Recoveries::new(&stage, &trace)?;
     let walked = walk(&stage, &trace, &mut judge, &mut tried, &mut |judge, done, tried| {
         if effort.recoveries > 0 && random.once_in(effort.recoveries) && !effort.is_over() {
@@ -210,9 +213,11 @@ fn trace<'e>(stage: &mut Stage, expected: &'e Expected) -> anyhow::Result<(Trace
         touched.add(regions.shard(index).bytes());
     }
     let library = child.c_library()?;
-    let (mut steps, mut runs) = (0, Vec::<Range<u64>>::new());
+    let (mut steps, mut runs, mut addresses) = (0, Vec::<Range<u64>>::new(), Vec::new());
     loop {
-        if library.contains(&child.instruction()?) {
+        let address = child.instruction()?;
+        addresses.push(address);
+        if library.contains(&address) {
             match runs.last_mut() {
                 Some(run) if run.end == steps => run.end = steps + 1,
                 _ => runs.push(steps..steps + 1),
@@ -227,7 +232,7 @@ fn trace<'e>(stage: &mut Stage, expected: &'e Expected) -> anyhow::Result<(Trace
         }
     }
     look(stage, &judge, &mut touched)?;
-    Ok((Trace { touched, library: runs, steps }, judge))
+    Ok((Trace { touched, library: runs, path: Path::new(addresses) }, judge))
 }
 
 fn look(stage: &Stage, judge: &Judge<'_>, touched: &mut Pages) -> anyhow::Result<()> {
@@ -310,7 +315,12 @@ fn kill_everywhere(
             break;
         }
         let mut child = stage.child()?;
-        child.steps(point.step)?;
+        if !child.follow(&trace.path, point.step as usize)? {
+            drop(child);
+            child = stage.child()?;
+            child.steps(point.step)?;
+            tried.walked += 1;
+        }
         child.kill()?;
         judge.begin();
         judge.take(&stage.shared.segment)?;

@@ -31,7 +31,7 @@ use kvs_core::transaction::{self, Recovered};
 use crate::client::Client;
 use crate::pages::{Change, Pages, is_lock};
 use crate::store::{Expected, Model, look_up};
-use crate::violation::{demand, must};
+use crate::violation::{Violation, demand, must};
 
 /// A segment in this process's memory, for images.
 pub struct Image {
@@ -294,14 +294,13 @@ impl<'e> Judge<'e> {
             "committed says that {done} requests are answered, and that {executed} bytes are executed"
         );
         if collects {
-            self.pieces_are_kept(slot, &self.expected.requests[..executed as usize])?;
+            self.pieces_are_kept(slot, part(&self.expected.requests, 0, executed)?)?;
         }
-        let received = slot.received.load() - self.received;
-        demand!(executed <= received, "{executed} bytes are executed, {received} received");
-        let unread = &self.expected.requests[executed as usize..received as usize];
+        let received = slot.received.load().wrapping_sub(self.received);
+        let unread = part(&self.expected.requests, executed, received)?;
         self.ring_holds(slot.input.load(), u64::from(self.base.0) + executed, unread, "requests")?;
-        let sent = slot.sent.load() - u64::from(self.base.1);
-        let unsent = &self.expected.answers[sent as usize..produced as usize];
+        let sent = slot.sent.load().wrapping_sub(u64::from(self.base.1));
+        let unsent = part(&self.expected.answers, sent, produced)?;
         self.ring_holds(slot.output.load(), u64::from(self.base.1) + sent, unsent, "answers")?;
         Ok(done)
     }
@@ -497,6 +496,12 @@ impl<'e> Judge<'e> {
         self.no_fault("after the next try")?;
         self.table_is(&self.expected.models[last], "after the next try")
     }
+}
+
+/// The bytes of a stream from position `from` to `to`.
+fn part(stream: &[u8], from: u64, to: u64) -> Result<&[u8], Violation> {
+    let part = stream.get(from as usize..to as usize);
+    part.ok_or_else(|| Violation(format!("a stream of {} bytes has none from {from} to {to}", stream.len())))
 }
 
 /// The shard that the bucket slot at `offset` belongs to.

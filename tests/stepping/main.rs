@@ -11,12 +11,14 @@
 //! | [`tracee`] | a child that is stepped |
 //! | [`child`] | what that child does |
 //! | [`client`] | requests served as a worker serves them |
+//! | [`mutants`] | deliberate faults, each of which must be caught |
 #![forbid(unsafe_code)]
 
 mod child;
 mod client;
 mod explore;
 mod judge;
+mod mutants;
 mod mutations;
 mod pages;
 mod store;
@@ -41,7 +43,7 @@ struct Options {
     child: Option<Child>,
     #[command(flatten)]
     what: What,
-    /// Only mutations whose name contains this.
+    /// Only mutations, or mutants, whose name contains this.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
 }
@@ -55,6 +57,9 @@ struct What {
     /// Every image; no kills, and no recovery stepped.
     #[arg(long)]
     images: bool,
+    /// Puts each fault of tests/mutants into a copy of the sources, and demands that stepping through that finds it.
+    #[arg(long)]
+    mutants: bool,
     /// A random part of everything, for so many seconds.
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
@@ -107,6 +112,9 @@ fn run(options: Options) -> anyhow::Result<()> {
         Some(Child::Try) => return tracee::try_it(),
         None => {}
     }
+    if options.what.mutants {
+        return mutants::try_all(&options.only);
+    }
     tracee::fix_addresses()?;
     let chosen: Vec<&Mutation> =
         MUTATIONS.iter().filter(|mutation| mutation.name.contains(&options.only)).collect();
@@ -152,16 +160,26 @@ fn sample(mut chosen: Vec<&Mutation>, time: Duration) -> anyhow::Result<()> {
 
 fn heading() {
     println!(
-        "| mutation | points | images | kinds | points of recovery | images of recovery | kills | in lock or unlock | left it held | same image | seconds |"
+        "| mutation | points | images | kinds | points of recovery | images of recovery | kills | in lock or unlock | left it held | same image | walked | seconds |"
     );
-    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
 }
 
 fn row(name: &str, tried: &Tried, took: Duration) {
-    let Tried { points, images, kinds, recovery_points, recovery_images, kills, lock_kills, held, same } =
-        tried;
+    let Tried {
+        points,
+        images,
+        kinds,
+        recovery_points,
+        recovery_images,
+        kills,
+        lock_kills,
+        held,
+        same,
+        walked,
+    } = tried;
     println!(
-        "| {name} | {points} | {images} | {kinds} | {recovery_points} | {recovery_images} | {kills} | {lock_kills} | {held} | {same} | {:.1} |",
+        "| {name} | {points} | {images} | {kinds} | {recovery_points} | {recovery_images} | {kills} | {lock_kills} | {held} | {same} | {walked} | {:.1} |",
         took.as_secs_f64()
     );
 }

@@ -3,6 +3,7 @@
 //! The child is this program again. It asks to be traced and stops itself with SIGSTOP before and after what is to be
 //! looked at. Addresses are not randomised, so that every run of the same child executes the same instructions.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,6 +23,51 @@ pub enum Event {
     Stepped,
     /// It stopped itself.
     Stopped,
+}
+
+/// The addresses of the instructions that are executed from one stop to the next, and how to get to one of them fast.
+#[derive(Default)]
+pub struct Path {
+    addresses: Vec<u64>,
+    /// How often the same address was executed before; None where that can't be counted.
+    passes: Vec<Option<u32>>,
+}
+
+impl Path {
+    /// Instructions that are stepped at most from the nearest landmark.
+    const NEAR: usize = 400;
+    /// Passes of a landmark that cost as much as so many steps.
+    const PASS_STEPS: usize = 2;
+
+    /// The path over these addresses.
+    pub fn new(addresses: Vec<u64>) -> Self {
+        let mut seen = HashMap::<u64, u32>::new();
+        // An instruction that repeats itself counts once for the processor and many times for who steps it.
+        let repeated: HashSet<u64> =
+            addresses.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+        let first = addresses.first().copied();
+        let passes = addresses.iter().map(|address| {
+            let count = seen.entry(*address).or_insert(0);
+            *count += 1;
+            Some(*count - 1).filter(|_| !repeated.contains(address) && Some(*address) != first)
+        });
+        let passes = passes.collect();
+        Self { addresses, passes }
+    }
+
+    /// Its length, in instructions.
+    pub fn length(&self) -> usize {
+        self.addresses.len().saturating_sub(1)
+    }
+
+    /// A place shortly before `count` that is reached after few passes, and how many.
+    fn landmark(&self, count: usize) -> Option<(usize, usize)> {
+        let cost = |&(place, passes): &(usize, usize)| count - place + passes * Self::PASS_STEPS;
+        (count.saturating_sub(Self::NEAR)..=count)
+            .filter_map(|place| Some((place, self.passes[place]? as usize)))
+            .min_by_key(cost)
+            .filter(|landmark| cost(landmark) < count)
+    }
 }
 
 /// A child that is traced; killed when this is dropped.
@@ -71,6 +117,51 @@ impl Tracee {
             }
         }
         Ok(count)
+    }
+
+    /// On to where `count` instructions of `path` are executed, at full speed for most of the way; false when it isn't there,
+    /// because it took another path or this machine has no breakpoints.
+    ///
+    /// # Errors
+    /// When the child ends.
+    pub fn follow(&mut self, path: &Path, count: usize) -> anyhow::Result<bool> {
+        let Some((place, passes)) = path.landmark(count) else {
+            self.steps(count as u64)?;
+            return Ok(self.instruction()? == path.addresses[count]);
+        };
+        if !self.set_breakpoint(Some(path.addresses[place]))? {
+            return Ok(false);
+        }
+        for _ in 0..=passes {
+            ptrace::cont(self.pid, None).context("can't continue the child")?;
+            if self.wait()? == Event::Stopped {
+                return Ok(false);
+            }
+        }
+        self.set_breakpoint(None)?;
+        self.steps((count - place) as u64)?;
+        Ok(self.instruction()? == path.addresses[count])
+    }
+
+    /// Lets the processor stop the child before it executes the instruction there; false when that can't be had.
+    #[cfg(target_arch = "x86_64")]
+    fn set_breakpoint(&self, address: Option<u64>) -> anyhow::Result<bool> {
+        use nix::libc::{c_long, user};
+        const REGISTERS: usize = std::mem::offset_of!(user, u_debugreg);
+        let write = |register: usize, value: u64| {
+            let offset = std::ptr::without_provenance_mut(REGISTERS + register * 8);
+            ptrace::write_user(self.pid, offset, value as c_long).is_ok()
+        };
+        // Register 7 switches the one in register 0 on, for execution.
+        Ok(match address {
+            Some(address) => write(7, 0) && write(0, address) && write(7, 1),
+            None => write(7, 0),
+        })
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn set_breakpoint(&self, _: Option<u64>) -> anyhow::Result<bool> {
+        Ok(false)
     }
 
     /// On, at full speed, to the next stop.
