@@ -4,7 +4,11 @@
 //! would leave; see `report/kill-at-every-instruction.md`. Here for 20 seconds, a random part of it each time; `KVS_SEED` repeats one.
 //! `cargo run --release -p kvs-harness --bin stepping -- --all` tries everything.
 
-use std::process::Command;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use kvs_harness::binaries::workspace;
 
 /// How long the sample is.
 const SECONDS: &str = "20";
@@ -33,4 +37,34 @@ fn tracing_works() -> Result<(), String> {
         .output()
         .map_err(|error| error.to_string())?;
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}
+
+/// Deliberate faults that there are at least.
+const MUTANTS_MIN: usize = 10;
+
+#[test]
+fn mutants_of_the_sources_as_they_are_all_apply() {
+    let directory = workspace().join("tests/mutants");
+    let entries = std::fs::read_dir(&directory).expect("the mutants");
+    let patches: Vec<PathBuf> = entries.map(|entry| entry.expect("a file").path()).collect();
+    assert!(patches.len() >= MUTANTS_MIN, "{} mutants", patches.len());
+    let failed: Vec<String> = patches.iter().filter_map(|patch| refused(patch)).collect();
+    assert!(failed.is_empty(), "write them anew for what the sources are now:\n{}", failed.join("\n"));
+}
+
+/// Why a patch does not apply, if it doesn't.
+fn refused(patch: &Path) -> Option<String> {
+    let tries = [
+        Command::new("git").args(["apply", "--check"]).arg(patch).current_dir(workspace()).output(),
+        Command::new("patch").args(["-p1", "--dry-run", "-i"]).arg(patch).current_dir(workspace()).output(),
+    ];
+    let mut ran = tries.into_iter().filter(|tried| !is_missing(tried));
+    let Some(tried) = ran.next() else { return Some("neither git nor patch is installed".to_owned()) };
+    let output = tried.expect("it can be run");
+    let told = [output.stdout, output.stderr].concat();
+    (!output.status.success()).then(|| format!("{}: {}", patch.display(), String::from_utf8_lossy(&told)))
+}
+
+fn is_missing(tried: &std::io::Result<Output>) -> bool {
+    tried.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }

@@ -3,10 +3,12 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use anyhow::Context as _;
 use kvs_core::recover;
 use kvs_core::segment::Segment;
 use kvs_core::table::Table;
 
+use crate::backup::{self, Backup};
 use crate::client::Client;
 use crate::tracee::{be_traced, stop};
 
@@ -28,6 +30,20 @@ pub fn serve(path: &Path, requests: &Path) -> anyhow::Result<()> {
     be_traced()?;
     stop()?;
     client.exchange(&requests, &mut answers)?;
+    stop()
+}
+
+/// Does what the backup thread does, `what` of it, with the file in `directory`.
+///
+/// # Errors
+/// What the disk says.
+pub fn back_up(path: &Path, directory: &Path, what: &str) -> anyhow::Result<()> {
+    let table = Table::new(&attach(path)?)?.backed_up();
+    let what = Backup::called(what).context("that isn't what a backup thread does")?;
+    let mut writer = backup::take_up(&table, directory)?;
+    be_traced()?;
+    stop()?;
+    what.perform(&mut writer)?;
     stop()
 }
 

@@ -20,7 +20,9 @@ use kvs_core::segment::Segment;
 use kvs_core::table::Table;
 use kvs_harness::random::Random;
 
-use crate::judge::{Image, Judge, no_lock_blocks};
+use crate::backup::{Backup, Files, State};
+use crate::client::Client;
+use crate::judge::{Image, Judge, Judged, no_lock_blocks};
 use crate::mutations::Mutation;
 use crate::pages::{Pages, Watch, is_lock};
 use crate::store::{Expected, Setup};
@@ -52,7 +54,7 @@ impl Effort {
 pub struct Tried {
     /// Instructions of the mutation after which the segment was looked at.
     pub points: u64,
-    /// Of those, after which it was another: each recovered and judged.
+    /// Of those, after which it, or the backup file, was another: each recovered and judged.
     pub images: u64,
     /// Of those, which recovery can tell apart.
     pub kinds: u64,
@@ -119,6 +121,7 @@ struct Stage {
     start: Image,
     pages: Pages,
     requests: tempfile::NamedTempFile,
+    backup: Option<(Backup, Files)>,
 }
 
 impl Stage {
@@ -129,20 +132,45 @@ impl Stage {
         (mutation.before)(&mut setup)
             .with_context(|| format!("filling the store for {:?}", mutation.name))?;
         let asks = (mutation.asks)(&setup);
-        let expected = Expected::new(setup.model, &asks);
+        let mut expected = Expected::new(setup.model, &asks);
+        let mut backup = None;
+        if let Some(what) = mutation.backup {
+            backup = Some((what, Files::make(&table)?));
+            let table = table.backed_up();
+            let mut client = Client::greeted(&table)?;
+            client.exchange(&expected.requests, &mut Vec::new())?;
+            client.close()?;
+            expected = expected.all_done();
+        }
         let requests = tempfile::NamedTempFile::new()?;
         std::fs::write(requests.path(), &expected.requests)?;
         let pages = Pages::reserved(&shared.segment)?;
         let start = Image::of(&shared.segment, &pages)?;
-        Ok((Self { shared, recovering, start, pages, requests }, expected))
+        Ok((Self { shared, recovering, start, pages, requests, backup }, expected))
     }
 
     /// A child that is about to begin.
     fn child(&self) -> anyhow::Result<Tracee> {
         self.pages.copy(self.start.segment.memory(), self.shared.segment.memory())?;
         let path = self.shared.path.to_string_lossy();
+        if let Some((what, files)) = &self.backup {
+            files.restore()?;
+            let directory = files.directory().to_string_lossy();
+            let arguments = ["backup", "--segment", &path, "--directory", &directory, "--what", what.name()];
+            return Tracee::start(&arguments, self.shared.file.as_fd());
+        }
         let requests = self.requests.path().to_string_lossy();
         Tracee::start(&["serve", "--segment", &path, "--requests", &requests], self.shared.file.as_fd())
+    }
+
+    /// What the backup files are now.
+    fn files(&self) -> anyhow::Result<Option<State>> {
+        self.backup.as_ref().map(|(_, files)| files.state()).transpose()
+    }
+
+    /// Judges the image at hand.
+    fn judge(&self, judge: &mut Judge<'_>) -> anyhow::Result<Judged> {
+        judge.judge(self.backup.as_ref().map(|(_, files)| files))
     }
 
     /// A child that is about to recover, again and again.
@@ -257,16 +285,19 @@ fn walk(
     judge.begin();
     let mut watch = Watch::new(segment.memory(), &trace.touched)?;
     let (mut walked, mut kinds) = (Walked { points: Vec::new(), lock_steps: Vec::new() }, HashSet::new());
-    let mut step = 0;
+    let (mut step, mut files) = (0, stage.files()?);
     while child.step()? == Event::Stepped {
         step += 1;
-        let mut lock_changed = false;
-        if !watch.changed(segment.memory(), |change| lock_changed |= is_lock(segment, change.offset))? {
+        let (mut lock_changed, files_before) = (false, files);
+        let changed =
+            watch.changed(segment.memory(), |change| lock_changed |= is_lock(segment, change.offset))?;
+        files = stage.files()?;
+        if !changed && files == files_before {
             continue;
         }
         tried.images += 1;
         judge.take(segment)?;
-        let judged = judge.judge().with_context(|| format!("killed after instruction {step}"))?;
+        let judged = stage.judge(judge).with_context(|| format!("killed after instruction {step}"))?;
         walked.points.push(Point { step, fingerprint: Some(judge.fingerprint(&trace.touched)?) });
         walked.lock_steps.extend(lock_changed.then_some(step));
         if kinds.insert(judged.kind) {
@@ -324,7 +355,7 @@ fn kill_everywhere(
         child.kill()?;
         judge.begin();
         judge.take(&stage.shared.segment)?;
-        judge.judge().with_context(|| format!("really killed after instruction {}", point.step))?;
+        stage.judge(judge).with_context(|| format!("really killed after instruction {}", point.step))?;
         tried.kills += 1;
         tried.lock_kills += u64::from(in_lock.contains(&point.step));
         if let Some(fingerprint) = point.fingerprint {

@@ -8,6 +8,7 @@
 //! 4. Recovery a second time changes nothing.
 //! 5. A slot that changed: its home's sequence went up, and did so before the memory of the entry was free again.
 //! 6. The client's next try brings everything to its end.
+//! 7. Where it is about the backup file: taken up by the next data server, it comes to hold what the table holds.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -28,6 +29,7 @@ use kvs_core::table::entry::Entry;
 use kvs_core::table::geometry::Geometry;
 use kvs_core::transaction::{self, Recovered};
 
+use crate::backup::Files;
 use crate::client::Client;
 use crate::pages::{Change, Pages, is_lock};
 use crate::store::{Expected, Model, look_up};
@@ -194,17 +196,25 @@ impl<'e> Judge<'e> {
         Ok(hasher.finish())
     }
 
-    /// Holds every promise against the image at hand, found while the mutation runs.
+    /// Holds every promise against the image at hand, found while the mutation runs, and against the backup `files` if it is
+    /// about those.
     ///
     /// # Errors
     /// A violation.
-    pub fn judge(&mut self) -> anyhow::Result<Judged> {
+    pub fn judge(&mut self, files: Option<&Files>) -> anyhow::Result<Judged> {
         self.readers_find_everything()?;
         let done = self.completed_agrees()?;
         self.recovered_is_sound(Some(done))?;
         let changes = self.pages.differences(self.image.segment.memory(), self.work.segment.memory())?;
         let kind = self.kind(done, &changes)?;
         self.sequences_went_up()?;
+        if let Some(files) = files {
+            self.begin_work()?;
+            let table = self.work.anew()?.backed_up();
+            must("recovery", recover::recover(&table))?;
+            files.judge(&table, &self.expected.models[done])?;
+            self.no_fault("after the backup file was taken up")?;
+        }
         Ok(Judged { done, kind })
     }
 

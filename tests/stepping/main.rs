@@ -10,10 +10,12 @@
 //! | [`pages`] | images: copying and comparing |
 //! | [`tracee`] | a child that is stepped |
 //! | [`child`] | what that child does |
+//! | [`backup`] | the backup file: what its thread does, and what it must hold |
 //! | [`client`] | requests served as a worker serves them |
 //! | [`mutants`] | deliberate faults, each of which must be caught |
 #![forbid(unsafe_code)]
 
+mod backup;
 mod child;
 mod client;
 mod explore;
@@ -75,6 +77,16 @@ enum Child {
         #[arg(long)]
         requests: PathBuf,
     },
+    /// The child that is stepped: the backup thread's work.
+    #[command(hide = true)]
+    Backup {
+        #[arg(long)]
+        segment: PathBuf,
+        #[arg(long)]
+        directory: PathBuf,
+        #[arg(long)]
+        what: String,
+    },
     /// Tells whether a child can be traced here.
     Try,
     /// A child that does nothing.
@@ -108,6 +120,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     match options.child {
         Some(Child::Serve { segment, requests }) => return child::serve(&segment, &requests),
         Some(Child::Recover { segment }) => return child::recover(&segment),
+        Some(Child::Backup { segment, directory, what }) => {
+            return child::back_up(&segment, &directory, &what);
+        }
         Some(Child::Idle) => return child::idle(),
         Some(Child::Try) => return tracee::try_it(),
         None => {}

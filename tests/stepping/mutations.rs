@@ -4,6 +4,7 @@ use kvs_core::arena::size_class;
 use kvs_core::segment::layout::BUCKET_SLOTS;
 use kvs_core::table::geometry::Geometry;
 
+use crate::backup::Backup;
 use crate::store::{Ask, Setup, text, value};
 
 /// Something a client asks for, and what is in the store before.
@@ -14,85 +15,54 @@ pub struct Mutation {
     pub before: fn(&mut Setup) -> anyhow::Result<()>,
     /// What the client asks for, in one go.
     pub asks: fn(&Setup) -> Vec<Ask>,
+    /// What is stepped through: the worker executing that, or what the backup thread does afterwards.
+    pub backup: Option<Backup>,
+}
+
+const fn worker(
+    name: &'static str,
+    before: fn(&mut Setup) -> anyhow::Result<()>,
+    asks: fn(&Setup) -> Vec<Ask>,
+) -> Mutation {
+    Mutation { name, before, asks, backup: None }
+}
+
+const fn backup_thread(name: &'static str, asks: fn(&Setup) -> Vec<Ask>, backup: Backup) -> Mutation {
+    Mutation { name, before: a_few, asks, backup: Some(backup) }
 }
 
 /// All of them.
 pub const MUTATIONS: &[Mutation] = &[
-    Mutation { name: "insert", before: a_few, asks: |_| vec![Ask::set("new", value(32))] },
-    Mutation {
-        name: "insert, first of its size class",
-        before: a_few,
-        asks: |_| vec![Ask::set("new", value(700))],
-    },
-    Mutation {
-        name: "insert if absent",
-        before: a_few,
-        asks: |_| vec![Ask::set_if_absent("new", value(32))],
-    },
-    Mutation {
-        name: "update, same size class",
-        before: a_few,
-        asks: |_| vec![Ask::set("hundred", value(101))],
-    },
-    Mutation {
-        name: "update to a smaller class",
-        before: a_few,
-        asks: |_| vec![Ask::set("thousand", value(8))],
-    },
-    Mutation {
-        name: "update to a larger class",
-        before: a_few,
-        asks: |_| vec![Ask::set("hundred", value(1000))],
-    },
-    Mutation {
-        name: "update, nothing changed",
-        before: a_few,
-        asks: |_| vec![Ask::set_if_absent("hundred", value(9))],
-    },
-    Mutation {
-        name: "update, small to large value",
-        before: a_few,
-        asks: |_| vec![Ask::set("hundred", value(5000))],
-    },
-    Mutation {
-        name: "update, large to small value",
-        before: a_few,
-        asks: |_| vec![Ask::set("large", value(50))],
-    },
-    Mutation {
-        name: "update, large to large value",
-        before: a_few,
-        asks: |_| vec![Ask::set("large", value(9100))],
-    },
-    Mutation {
-        name: "insert of a value in pieces",
-        before: a_few,
-        asks: |_| vec![Ask::set("new", value(33_000))],
-    },
-    Mutation { name: "delete", before: a_few, asks: |_| vec![Ask::delete("hundred")] },
-    Mutation { name: "delete of a large value", before: a_few, asks: |_| vec![Ask::delete("large")] },
-    Mutation {
-        name: "delete that empties a slab",
-        before: two_slabs,
-        asks: |setup| vec![Ask::delete(&setup.marked)],
-    },
-    Mutation {
-        name: "delete that shortens a reach",
-        before: a_full_bucket,
-        asks: |setup| vec![Ask::delete(&setup.marked)],
-    },
-    Mutation { name: "delete of nothing", before: a_few, asks: |_| vec![Ask::delete("none")] },
-    Mutation { name: "increment", before: a_few, asks: |_| vec![Ask::increment("number", 58)] },
-    Mutation { name: "increment from nothing", before: a_few, asks: |_| vec![Ask::increment("none", -7)] },
-    Mutation {
-        name: "three changes in one pipeline",
-        before: a_few,
-        asks: |_| vec![Ask::set("hundred", value(102)), Ask::increment("number", 1), Ask::delete("thousand")],
-    },
-    Mutation { name: "insert that reserves buckets", before: about_to_reserve, asks: the_next },
-    Mutation { name: "insert that begins to grow", before: about_to_grow, asks: the_next },
-    Mutation { name: "insert while growing", before: growing, asks: the_next },
+    worker("insert", a_few, |_| vec![Ask::set("new", value(32))]),
+    worker("insert, first of its size class", a_few, |_| vec![Ask::set("new", value(700))]),
+    worker("insert if absent", a_few, |_| vec![Ask::set_if_absent("new", value(32))]),
+    worker("update, same size class", a_few, |_| vec![Ask::set("hundred", value(101))]),
+    worker("update to a smaller class", a_few, |_| vec![Ask::set("thousand", value(8))]),
+    worker("update to a larger class", a_few, |_| vec![Ask::set("hundred", value(1000))]),
+    worker("update, nothing changed", a_few, |_| vec![Ask::set_if_absent("hundred", value(9))]),
+    worker("update, small to large value", a_few, |_| vec![Ask::set("hundred", value(5000))]),
+    worker("update, large to small value", a_few, |_| vec![Ask::set("large", value(50))]),
+    worker("update, large to large value", a_few, |_| vec![Ask::set("large", value(9100))]),
+    worker("insert of a value in pieces", a_few, |_| vec![Ask::set("new", value(33_000))]),
+    worker("delete", a_few, |_| vec![Ask::delete("hundred")]),
+    worker("delete of a large value", a_few, |_| vec![Ask::delete("large")]),
+    worker("delete that empties a slab", two_slabs, |setup| vec![Ask::delete(&setup.marked)]),
+    worker("delete that shortens a reach", a_full_bucket, |setup| vec![Ask::delete(&setup.marked)]),
+    worker("delete of nothing", a_few, |_| vec![Ask::delete("none")]),
+    worker("increment", a_few, |_| vec![Ask::increment("number", 58)]),
+    worker("increment from nothing", a_few, |_| vec![Ask::increment("none", -7)]),
+    worker("three changes in one pipeline", a_few, |_| three_changes()),
+    worker("insert that reserves buckets", about_to_reserve, the_next),
+    worker("insert that begins to grow", about_to_grow, the_next),
+    worker("insert while growing", growing, the_next),
+    backup_thread("ring drained into the backup file", |_| three_changes(), Backup::Drain),
+    backup_thread("large value drained", |_| vec![Ask::set("large", value(7000))], Backup::Drain),
+    backup_thread("backup file replaced by a new one", |_| three_changes(), Backup::HandOver),
 ];
+
+fn three_changes() -> Vec<Ask> {
+    vec![Ask::set("hundred", value(102)), Ask::increment("number", 1), Ask::delete("thousand")]
+}
 
 fn a_few(setup: &mut Setup) -> anyhow::Result<()> {
     for index in 0..20 {

@@ -143,6 +143,15 @@ impl Expected {
     }
 }
 
+impl Expected {
+    /// The same when all requests were made before, and none is now.
+    pub fn all_done(mut self) -> Self {
+        let last = self.models.pop();
+        let done = Self::new(last.unwrap_or_default(), &[]);
+        Self { keys: self.keys, ..done }
+    }
+}
+
 /// The value of `key` as a lock-free reader sees it.
 ///
 /// # Errors
