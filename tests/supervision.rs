@@ -11,17 +11,19 @@
 )]
 mod journal;
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
+use std::mem::offset_of;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use journal::{Journal, Writer};
+use kvs_core::segment::layout::{Regions, WorkerSlot};
 use kvs_harness::binaries;
 use kvs_harness::connection::{Answer, Connection, get, increment, set};
-use kvs_harness::processes::{Paused, kill_store, of_store, send};
+use kvs_harness::processes::{Paused, kill_store, of_store, open_descriptors, send};
 use kvs_harness::random::{Random, seed};
 use kvs_harness::store::{Launch, Place, Store};
 use kvs_harness::wait::{SOON, eventually, eventually_some};
@@ -111,6 +113,7 @@ fn front_killed_under_load_clients_notice_nothing_and_new_ones_are_served() {
     let store = Store::start();
     let mut journals = journals(&mut Random::new(seed()));
     under_load(&store, &mut journals, |written| {
+        let descriptors = open_descriptors(store.data_pid()).expect("it runs");
         for kill in 1..=KILLS {
             let dead = store.kill_front();
             new_client(&store);
@@ -119,6 +122,10 @@ fn front_killed_under_load_clients_notice_nothing_and_new_ones_are_served() {
             assert_eq!((&told["front_restarts"], &told["data_restarts"]), (&kill.into(), &0.into()));
             await_progress(written);
         }
+        // Two came with the first front server's successor: its process, and the socket that is no longer standard input.
+        eventually("no descriptor is left over", SOON, || {
+            open_descriptors(store.data_pid()).expect("it runs") <= descriptors + 2
+        });
     });
     assert_eq!(journals.iter().map(Journal::in_doubt).sum::<u64>(), 0, "no connection was lost");
     assert_eq!(store.data_pid(), store.ready().data, "the data server is the same");
@@ -272,6 +279,26 @@ fn data_stopped_is_killed_and_replaced_within_the_timeout() {
         new_client(&store);
     }
     assert!(store.place().log().contains("has stood still for 500ms"));
+}
+
+#[test]
+fn worker_that_does_not_get_on_is_a_hang_of_the_data_server() {
+    let store = Launch::new().option("--hang-timeout", "500ms").option("--workers", "1").start();
+    assert_eq!(store.connect().ask(&set(b"kept", b"yes")).expect("stored"), Answer::Stored);
+    let hung = store.data_pid();
+    // What a worker that stands still in its turn leaves there; an idle one does not touch it.
+    let segment = File::options().read(true).write(true).open(store.place().segment()).expect("a segment");
+    let capacity = 256 << 20;
+    let turn = Regions::new(capacity).worker(0).bytes() + offset_of!(WorkerSlot, turn) as u64;
+    let mut word = [0; 8];
+    eventually("the worker is idle", SOON, || {
+        segment.read_exact_at(&mut word, turn).expect("read");
+        u64::from_le_bytes(word).is_multiple_of(2)
+    });
+    segment.write_all_at(&(u64::from_le_bytes(word) + 1).to_le_bytes(), turn).expect("written");
+    eventually("the one that hangs is dead", SOON, || !of_store(store.place().name()).contains(&hung));
+    assert_eq!(new_client(&store).ask(&get(b"kept")).expect("read"), Answer::Value(b"yes".to_vec()));
+    assert!(store.place().log().contains("worker 0 has not got on for 500ms"), "{}", store.place().log());
 }
 
 #[test]
@@ -453,7 +480,7 @@ fn systemd_is_told_of_the_next_front() {
     for _ in 0..2 {
         store.kill_front();
         let next = told(&socket);
-        assert_eq!(next, format!("MAINPID={}", store.present_front_pid()));
+        assert_eq!(next, format!("MAINPID={}\nREADY=1", store.present_front_pid()));
         // The next one is launched by a data server that the first front server did not launch.
         store.kill_data();
         new_client(&store);

@@ -426,9 +426,10 @@ impl<'s> Worker<'s> {
             let introduced = DataMessage::Introduce { connections, last };
             match control::try_send(self.front.as_fd(), &introduced, &sockets) {
                 Ok(()) => self.strangers_from = (!last).then_some(next),
-                Err(ControlError::Passing(PassingError::WouldBlock)) => return,
                 // It is gone, and the next one is told of all again.
-                Err(_) => self.strangers_from = None,
+                Err(ControlError::Passing(PassingError::Disconnected)) => self.strangers_from = None,
+                // No room, or the kernel is short of memory just now.
+                Err(_) => return,
             }
         }
     }

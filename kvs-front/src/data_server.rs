@@ -218,6 +218,8 @@ impl Receiver {
             match control::receive::<DataMessage>(socket) {
                 Ok(Some((message, descriptors))) => self.take(front, generation, message, descriptors),
                 Ok(None) => break,
+                // The data server is none the worse for it, and launches another front server.
+                Err(error) if self.strangers > 0 => _ = front.events.send(Event::Unable(error.to_string())),
                 Err(error) => {
                     log::error!("data server: {error}");
                     break;

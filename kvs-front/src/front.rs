@@ -1,6 +1,7 @@
 //! What all threads of the front server see.
 //!
-//! Locks: each field has its own; none is taken while another is held.
+//! Locks: each field has its own. That of `process` is held while a data server is launched, and may be followed by that of
+//! `estate`; else none is taken while another is held.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,6 +32,8 @@ pub enum Event {
     Ended(u64, Option<ExitStatus>),
     /// All clients of a data server that was there before this front server are known.
     Introduced,
+    /// This front server can't take over, and why.
+    Unable(String),
     /// The store shall end.
     Quit,
 }
@@ -105,9 +108,18 @@ impl Front {
         }
     }
 
-    /// The data server's process, for an end at once.
-    pub fn set_process(&self, process: Arc<OwnedFd>) {
-        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+    /// Gets a data server by `launch`, and keeps its process for an end at once, which waits for it.
+    ///
+    /// # Errors
+    /// Those of `launch`.
+    pub fn keep_process<T>(
+        &self,
+        launch: impl FnOnce() -> anyhow::Result<(T, Arc<OwnedFd>)>,
+    ) -> anyhow::Result<T> {
+        let mut kept = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let (server, process) = launch()?;
+        *kept = Some(process);
+        Ok(server)
     }
 
     /// Ends both servers without waiting for anything. Nothing acknowledged is lost: it is in the segment.

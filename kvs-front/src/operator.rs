@@ -114,11 +114,17 @@ fn status(front: &Front) -> String {
     page.line("tcp", front.tcp_address);
     page.line("unix", front.unix_path.display());
     page.line("segment", front.options.name.segment_path().display());
+    let data = front.link.statistics();
+    let front_restarts = data.as_ref().map_or(0, |all| Numbers(all).get("front_restarts"));
     page.line(
         "front server",
-        format_args!("pid {}, up {}", std::process::id(), for_people(front.begun.elapsed())),
+        format_args!(
+            "pid {}, up {}{}",
+            std::process::id(),
+            for_people(front.begun.elapsed()),
+            relaunched(front_restarts)
+        ),
     );
-    let data = front.link.statistics();
     match &data {
         Some(all) => page.line("data server", data_server(&Numbers(all))),
         None => page.line("data server", "not serving; the next one is starting"),
@@ -155,13 +161,17 @@ impl Numbers<'_> {
 }
 
 fn data_server(numbers: &Numbers<'_>) -> String {
-    let restarts = match numbers.get("data_restarts") {
+    let restarts = relaunched(numbers.get("data_restarts"));
+    let up = for_people(Duration::from_secs(numbers.get("uptime_seconds")));
+    format!("pid {}, up {up}, {} workers{restarts}", numbers.get("data_pid"), numbers.get("workers"))
+}
+
+fn relaunched(restarts: u64) -> String {
+    match restarts {
         0 => String::new(),
         1 => ", relaunched once".to_owned(),
         count => format!(", relaunched {} times", grouped(count)),
-    };
-    let up = for_people(Duration::from_secs(numbers.get("uptime_seconds")));
-    format!("pid {}, up {up}, {} workers{restarts}", numbers.get("data_pid"), numbers.get("workers"))
+    }
 }
 
 fn contents(page: &mut Page, numbers: &Numbers<'_>) {

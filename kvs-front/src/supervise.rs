@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use crossbeam_channel::Receiver;
 use kvs_core::control::{DataMessage, FrontMessage, StartKind};
 use kvs_core::wire::ErrorCode;
@@ -113,8 +113,11 @@ impl Supervisor {
         let own = own_identity()?;
         self.heart.enter(segment.as_fd()).context("can't map the segment's header")?.introduce_successor(own);
         self.segment = Some(segment);
-        let server = DataServer::inherit(&self.front, self.generation, inherited)?;
-        self.front.set_process(server.process());
+        let server = self.front.keep_process(|| {
+            let server = DataServer::inherit(&self.front, self.generation, inherited)?;
+            let process = server.process();
+            Ok((server, process))
+        })?;
         server.watch(&self.front)?;
         self.front.link.connect(server.generation, Arc::clone(&server.socket));
         self.open_for_operators()?;
@@ -123,7 +126,8 @@ impl Supervisor {
             log::debug!("can't tell data server {}: {error}", server.pid);
         }
         self.heart.watch(server.pid, server.process());
-        notify(&format!("MAINPID={}", std::process::id()));
+        // The one before may have died before it was ready.
+        notify(&format!("MAINPID={}\nREADY=1", std::process::id()));
         log::info!("front server {} has taken over", std::process::id());
         self.serve(server)
     }
@@ -184,6 +188,7 @@ impl Supervisor {
                     self.accept()?;
                 }
                 Some(Event::Introduced) => self.accept()?,
+                Some(Event::Unable(why)) => bail!("can't take over all clients: {why}"),
                 Some(_) => {}
             }
         };
@@ -278,8 +283,11 @@ impl Supervisor {
 
     fn launch(&mut self) -> anyhow::Result<DataServer> {
         self.generation += 1;
-        let server = DataServer::launch(&self.front, self.generation, self.segment.as_ref())?;
-        self.front.set_process(server.process());
+        let server = self.front.keep_process(|| {
+            let server = DataServer::launch(&self.front, self.generation, self.segment.as_ref())?;
+            let process = server.process();
+            Ok((server, process))
+        })?;
         self.heart.watch_start(server.pid, server.process());
         Ok(server)
     }
