@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use super::disk::{Disk, DiskFile};
 use super::log::{Found, Log, Mark};
-use super::record::FileHeader;
+use super::record::{FileHeader, Kind};
 use super::ring::Ring;
 use super::{BackupError, log, next_path};
 use crate::segment::Segment;
@@ -45,7 +45,7 @@ const REWRITE_BYTES_MIN: u64 = 16 << 20;
 /// Bytes of a record beyond key and value, filling up included, as a file is reckoned.
 const RECORD_BYTES: u64 = 44;
 
-/// The rings' tails, in the order of the workers.
+/// A position in each ring, in the order of the workers.
 pub type Tails = Vec<u64>;
 
 /// What syncing the file at this moment makes safe.
@@ -87,6 +87,9 @@ struct Rewrite {
     log: Log,
     cursor: Option<u64>,
     synced: bool,
+    /// Where the rings' heads were before the copy began. A value below is in the copy, unless the key was deleted or has a later
+    /// one; it stays out of the file, because the delete may have been drained from another ring before this file was begun.
+    heads: Tails,
 }
 
 /// What a file at the place of the backup file means for the segment.
@@ -201,13 +204,13 @@ impl<'s> Writer<'s> {
     fn gather(&mut self) -> Result<(Vec<(&'s WorkerSlot, u64)>, Vec<u64>), BackupError> {
         let synced = Some(self.synced).filter(|synced| *synced > self.marked);
         let (mut tails, mut pinned) = (Vec::new(), Vec::new());
-        for slot in rings(self.table.segment())? {
+        for (index, slot) in rings(self.table.segment())?.enumerate() {
             let slot = slot?;
             let ring = Ring::of(self.table.segment(), slot)?;
             let (mut at, head) = (slot.ring_tail.load(), slot.ring_head.load());
             while at < head && self.pending() < BATCH_BYTES {
                 let record = ring.record(at, head)?;
-                self.append(&ring, &record)?;
+                self.append(&ring, &record, (index, at))?;
                 pinned.extend(Some(record.entry).filter(|entry| *entry != 0));
                 at += record.bytes;
             }
@@ -223,8 +226,17 @@ impl<'s> Writer<'s> {
         Ok((tails, pinned))
     }
 
-    fn append(&mut self, ring: &Ring<'_>, record: &super::ring::Record) -> Result<(), BackupError> {
-        let logs = self.log.iter_mut().chain(self.next.as_mut().map(|next| &mut next.log));
+    /// Appends a record of ring `index`, at position `at` there.
+    fn append(
+        &mut self,
+        ring: &Ring<'_>,
+        record: &super::ring::Record,
+        (index, at): (usize, u64),
+    ) -> Result<(), BackupError> {
+        let next = self.next.as_mut().filter(|next| {
+            record.kind == Kind::Delete || next.heads.get(index).is_none_or(|head| at >= *head)
+        });
+        let logs = self.log.iter_mut().chain(next.map(|next| &mut next.log));
         for log in logs {
             if record.entry == 0 {
                 let lengths = (record.key_length, record.value_length);
@@ -272,11 +284,12 @@ impl<'s> Writer<'s> {
     /// What a sync at this moment makes safe; None when there is nothing new.
     pub fn sync_ticket(&self) -> Result<Option<SyncTicket>, BackupError> {
         let Some(log) = self.log.as_ref().filter(|_| self.has_unsynced()) else { return Ok(None) };
-        Ok(Some(SyncTicket { file: Arc::clone(log.file()), mark: log.mark(), tails: self.tails()? }))
+        let tails = self.rings_at(|slot| slot.ring_tail.load())?;
+        Ok(Some(SyncTicket { file: Arc::clone(log.file()), mark: log.mark(), tails }))
     }
 
-    fn tails(&self) -> Result<Tails, Damaged> {
-        rings(self.table.segment())?.map(|slot| slot.map(|slot| slot.ring_tail.load())).collect()
+    fn rings_at(&self, position: impl Fn(&WorkerSlot) -> u64) -> Result<Tails, Damaged> {
+        rings(self.table.segment())?.map(|slot| slot.map(&position)).collect()
     }
 
     /// The sync of `ticket` has ended so.
@@ -348,7 +361,8 @@ impl<'s> Writer<'s> {
             created_ns: crate::segment::nanoseconds_since_epoch(),
         };
         let log = Log::create(self.disk, &next_path(&self.path), &file_header)?;
-        self.next = Some(Rewrite { log, cursor: Some(0), synced: false });
+        let heads = self.rings_at(|slot| slot.ring_head.load())?;
+        self.next = Some(Rewrite { log, cursor: Some(0), synced: false, heads });
         Ok(())
     }
 
@@ -376,7 +390,7 @@ impl<'s> Writer<'s> {
                 match entry.content {
                     Ok(content) => {
                         let lengths = (entry.key_length, entry.value_length);
-                        next.log.append(super::record::Kind::Set, entry.version, lengths, |target| {
+                        next.log.append(Kind::Set, entry.version, lengths, |target| {
                             target.extend_from_slice(content);
                             Ok::<(), Damaged>(())
                         })?;
@@ -423,6 +437,7 @@ impl<'s> Writer<'s> {
     /// # Errors
     /// What the disk says; the next file is given up, unless it is in place already: then it is not trusted.
     pub fn install_next(&mut self) -> Result<Option<Arc<dyn DiskFile>>, BackupError> {
+        self.drain_to_copy()?;
         let Some(mut next) = self.next.take() else { return Ok(None) };
         let path = next_path(&self.path);
         let position = next.log.mark().position;
@@ -448,6 +463,18 @@ impl<'s> Writer<'s> {
             return Err(BackupError::io(&self.path, "sync its directory; writing a new file", error));
         }
         Ok(old.map(|old| Arc::clone(old.file())))
+    }
+
+    /// Takes out of the rings what was there before the copy began, so that nobody puts it into the next file later.
+    fn drain_to_copy(&mut self) -> Result<(), BackupError> {
+        while let Some(next) = &self.next {
+            let tails = self.rings_at(|slot| slot.ring_tail.load())?;
+            if tails.iter().zip(&next.heads).all(|(tail, head)| tail >= head) {
+                break;
+            }
+            self.drain()?;
+        }
+        Ok(())
     }
 
     fn rename(&self, next: &Log) -> Result<(), BackupError> {
@@ -501,7 +528,7 @@ fn rings(segment: &Segment) -> Result<impl Iterator<Item = Result<&WorkerSlot, D
 fn append_entry(log: &mut Log, table: &Table, offset: u64, version: u64) -> Result<(), BackupError> {
     let entry = table.pinned_entry(offset)?;
     let lengths = (entry.key_length() as usize, entry.value_length() as usize);
-    Ok(log.append(super::record::Kind::Set, version, lengths, |target| entry.append_content(target))?)
+    Ok(log.append(Kind::Set, version, lengths, |target| entry.append_content(target))?)
 }
 
 /// Holds the file that was found against what the segment knows.
