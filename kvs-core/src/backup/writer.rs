@@ -17,7 +17,7 @@
 //! 3. while a next file is written: it is thrown away; the file has everything.
 //! 4. after `backup_next` is stored and before the rename: the file has the old generation; `backup_next` is forgotten.
 //! 5. after the rename and before the mark follows: the file has the generation of `backup_next`, which becomes the mark.
-//!    Nothing was drained in between.
+//!    Nothing was drained in between. Whoever goes on with a file syncs its directory first: a power cut could undo the rename.
 //! 6. after a failed sync: position 0 in the mark; the next data server writes a new file before it trusts any.
 //!
 //! Lock: none; one thread has the writer. Large values are pinned by their workers and let go here.
@@ -133,6 +133,8 @@ impl<'s> Writer<'s> {
             home: HomeEntries::default(),
         };
         if let Fitting::Resume(found, mark) = fit(path, header, found)? {
+            // The predecessor may have died between the rename and this.
+            disk.sync_directory(path).map_err(|error| BackupError::io(path, "sync its directory", error))?;
             writer.log = Some(Log::resume(path, found, mark)?);
             writer.move_mark(header, mark)?;
         }
