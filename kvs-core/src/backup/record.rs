@@ -15,8 +15,9 @@
 //! All numbers are little-endian. Kinds: 1 the key has this value; 2 the key is gone; 3 a mark: the file was synced up to the
 //! position that the version field holds.
 //!
-//! Checksums begin with one over id and generation, which no client can know: bytes that a client made up, stored as a value,
-//! are not taken for a record, and neither is what an older file left in the same sectors.
+//! Checksums begin with one over id, generation and time, which no client can know: bytes that a client made up, stored as a value,
+//! are not taken for a record, and neither is what another file left in the same sectors, even one of the same generation that was
+//! given up.
 
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX_LIMIT};
 
@@ -89,7 +90,7 @@ impl FileHeader {
         if version > FORMAT_VERSION {
             return Err(HeaderError::Newer(version));
         }
-        if get_u32(bytes, 56) != crc32c::crc32c(&bytes[..56]) {
+        if get_u32(bytes, 56) != crc32c::crc32c(&bytes[..56]) || get_u32(bytes, 60) != 0 {
             return Err(HeaderError::Damaged);
         }
         let id = [get_u64(bytes, 16), get_u64(bytes, 24)];
@@ -98,7 +99,7 @@ impl FileHeader {
 
     /// What the checksums of its records begin with.
     pub fn checksum_seed(&self) -> u32 {
-        crc32c::crc32c(&self.encode()[16..40])
+        crc32c::crc32c(&self.encode()[16..48])
     }
 }
 
@@ -273,7 +274,7 @@ mod tests {
     fn record_header_of_the_file_is_read_back_and_damage_is_seen() {
         let bytes = HEADER.encode();
         assert_eq!(FileHeader::decode(&bytes), Ok(HEADER));
-        for at in 0..60 {
+        for at in 0..FILE_HEADER_BYTES {
             let mut damaged = bytes;
             damaged[at] ^= 0x40;
             assert!(FileHeader::decode(&damaged).is_err(), "byte {at}");
@@ -290,8 +291,9 @@ mod tests {
         let bytes = record(Kind::Set, b"key", b"value");
         let header = RecordHeader::decode(&bytes).expect("a record");
         assert!(header.checksum_fits(HEADER.checksum_seed(), &bytes));
-        let other = FileHeader { generation: 4, ..HEADER };
-        assert!(!header.checksum_fits(other.checksum_seed(), &bytes));
+        for other in [FileHeader { generation: 4, ..HEADER }, FileHeader { created_ns: 5, ..HEADER }] {
+            assert!(!header.checksum_fits(other.checksum_seed(), &bytes));
+        }
     }
 
     proptest! {
