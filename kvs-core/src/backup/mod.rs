@@ -28,6 +28,8 @@ pub mod record;
 pub mod ring;
 pub mod scan;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
+mod simulate;
+#[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod tests;
 pub mod writer;
 

@@ -36,10 +36,10 @@ use crate::sys::memory::Damaged;
 use crate::table::{HomeEntries, Table};
 use crate::transaction::Transaction;
 
-/// Bytes gathered before they are written.
-const BATCH_BYTES: usize = 4 << 20;
+/// Bytes gathered before they are written; few in tests, so that batches end everywhere.
+const BATCH_BYTES: usize = if cfg!(test) { 4 << 10 } else { 4 << 20 };
 /// Bytes of a copy of the table that are written at once.
-const COPY_BYTES: usize = 1 << 20;
+const COPY_BYTES: usize = if cfg!(test) { 2 << 10 } else { 1 << 20 };
 /// A file this long, in bytes, is never too long.
 const REWRITE_BYTES_MIN: u64 = 16 << 20;
 /// Bytes of a record beyond key and value, filling up included, as a file is reckoned.

@@ -1,17 +1,23 @@
 //! Goal: what was changed comes back from the file, whatever is drained, rewritten or cut off on the way. Method: random changes
 //! of a table against a map, on a disk in memory.
+//!
+//! | module | what is tried |
+//! |---|---|
+//! | [`power_cut`] | power cuts at every point of random histories |
 
-use std::collections::{BTreeMap, HashMap};
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+mod history;
+mod power_cut;
+
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::disk::{Disk, DiskFile, FileIdentity};
 use super::load::{Loaded, load_alone};
+use super::simulate::SimulatedDisk;
 use super::writer::Writer;
 use super::{BackupError, log, ring};
+use crate::arena::block_list::BlockList;
 use crate::limits::CAPACITY_BYTES_MIN;
 use crate::segment::Segment;
 use crate::segment::layout::WorkerSlot;
@@ -20,99 +26,23 @@ use crate::table::{Table, TableError};
 use crate::transaction::Transaction;
 use crate::wire::SetCondition;
 
-type Bytes = Arc<Mutex<Vec<u8>>>;
-
-/// A disk in memory.
-#[derive(Default)]
-struct MemoryDisk {
-    files: Mutex<BTreeMap<PathBuf, Bytes>>,
-}
-
-struct MemoryFile(Bytes);
-
-impl Disk for MemoryDisk {
-    fn open(&self, path: &Path) -> io::Result<Option<Box<dyn DiskFile>>> {
-        let files = self.files.lock().expect("unpoisoned");
-        Ok(files.get(path).map(|bytes| Box::new(MemoryFile(Arc::clone(bytes))) as Box<dyn DiskFile>))
-    }
-
-    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let bytes = Bytes::default();
-        self.files.lock().expect("unpoisoned").insert(path.to_path_buf(), Arc::clone(&bytes));
-        Ok(Box::new(MemoryFile(bytes)))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut files = self.files.lock().expect("unpoisoned");
-        let bytes = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        files.insert(to.to_path_buf(), bytes);
-        Ok(())
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.files.lock().expect("unpoisoned").remove(path);
-        Ok(())
-    }
-
-    fn sync_directory(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn identity(&self, path: &Path) -> io::Result<Option<FileIdentity>> {
-        let files = self.files.lock().expect("unpoisoned");
-        Ok(files.get(path).map(|bytes| (0, Arc::as_ptr(bytes) as u64)))
-    }
-}
-
-impl DiskFile for MemoryFile {
-    fn lock(&self) -> io::Result<bool> {
-        Ok(true)
-    }
-
-    fn identity(&self) -> io::Result<FileIdentity> {
-        Ok((0, Arc::as_ptr(&self.0) as u64))
-    }
-
-    fn length(&self) -> io::Result<u64> {
-        Ok(self.0.lock().expect("unpoisoned").len() as u64)
-    }
-
-    fn read_at(&self, target: &mut [u8], position: u64) -> io::Result<usize> {
-        let bytes = self.0.lock().expect("unpoisoned");
-        let rest = bytes.get(position as usize..).unwrap_or(&[]);
-        let count = rest.len().min(target.len());
-        target[..count].copy_from_slice(&rest[..count]);
-        Ok(count)
-    }
-
-    fn write_at(&self, source: &[u8], position: u64) -> io::Result<()> {
-        let mut bytes = self.0.lock().expect("unpoisoned");
-        let end = position as usize + source.len();
-        if bytes.len() < end {
-            bytes.resize(end, 0);
-        }
-        bytes[position as usize..end].copy_from_slice(source);
-        Ok(())
-    }
-
-    fn set_length(&self, length: u64) -> io::Result<()> {
-        self.0.lock().expect("unpoisoned").resize(length as usize, 0);
-        Ok(())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 const PATH: &str = "/backup";
+/// What no client knows.
+const ID: [u64; 2] = [0x7d3c_91e5_20fb_a648, 0x1b86_f02d_c57e_4a93];
 const CAPACITY: u64 = 4 * CAPACITY_BYTES_MIN;
 
 /// A segment of one worker with a ring, and the slot of the backup thread.
 fn segment() -> Segment {
+    segment_of(1)
+}
+
+/// A segment of so many workers with rings, and the slot of the backup thread behind theirs.
+fn segment_of(workers: u64) -> Segment {
     let segment = Segment::on_heap(CAPACITY).expect("heap memory");
-    segment.claim_worker(1).expect("heap memory");
-    segment.claim_ring(0).expect("heap memory");
+    segment.claim_worker(workers).expect("heap memory");
+    segment.claim_ring(workers - 1).expect("heap memory");
+    let words = &segment.header().expect("just made").backup_id;
+    words.iter().zip(ID).for_each(|(word, half)| segment.memory().store(word, half));
     segment
 }
 
@@ -120,7 +50,7 @@ fn slot(segment: &Segment, index: u64) -> &WorkerSlot {
     segment.memory().object(segment.regions().worker(index)).expect("a slot")
 }
 
-fn open<'s>(disk: &'s MemoryDisk, table: &'s Table) -> Writer<'s> {
+fn open<'s>(disk: &'s SimulatedDisk, table: &'s Table) -> Writer<'s> {
     let path = Path::new(PATH);
     let found = log::open(disk, path).expect("a sound file");
     let mut writer =
@@ -150,7 +80,7 @@ fn change(table: &Table, worker: &WorkerSlot, step: &Step) -> Result<(), TableEr
             let value = vec![*length as u8; *length];
             let condition = if *if_absent { SetCondition::IfAbsent } else { SetCondition::Always };
             if !Table::fits_inline(key.len(), value.len()) {
-                return set_large(table, worker, &key, &value, condition);
+                return set_large(table, worker, &key, &value, condition).map(drop);
             }
             table.set(&mut transaction, table.hash_of(&key), &key, &value, condition)?;
         }
@@ -176,8 +106,7 @@ fn set_large(
     key: &[u8],
     value: &[u8],
     condition: SetCondition,
-) -> Result<(), TableError> {
-    use crate::arena::block_list::BlockList;
+) -> Result<bool, TableError> {
     let segment = table.segment();
     let mut content = key.to_vec();
     content.resize(key.len().next_multiple_of(8), 0);
@@ -186,14 +115,15 @@ fn set_large(
     super::load::push(segment, worker, &list, &content)?;
     let mut transaction = Transaction::begin(segment, worker);
     let set =
-        table.set_assembled(&mut transaction, table.hash_of(key), key, &list, &worker.loading, condition)?;
-    if set {
+        table.set_assembled(&mut transaction, table.hash_of(key), key, &list, &worker.loading, condition);
+    if let Ok(true) = set {
         transaction.commit()?;
     } else {
         drop(transaction);
         list.release(worker, &worker.loading)?;
     }
-    Ok(table.collect_garbage(worker)?)
+    table.collect_garbage(worker)?;
+    set
 }
 
 fn key_of(key: u16) -> Vec<u8> {
@@ -201,22 +131,39 @@ fn key_of(key: u16) -> Vec<u8> {
 }
 
 /// Everything in the file, in a table of its own.
-fn load(disk: &MemoryDisk) -> Result<Segment, BackupError> {
-    let mut end = None;
+fn load(disk: &SimulatedDisk) -> Result<Segment, BackupError> {
+    Ok(load_or_empty(disk, 1)?.segment)
+}
+
+/// What came of loading.
+struct LoadedStore {
+    segment: Segment,
+    /// Something was cut off; the load had to begin again for it.
+    torn: bool,
+    again: bool,
+}
+
+/// A segment of so many workers with everything that is in the file, if there is one.
+fn load_or_empty(disk: &SimulatedDisk, workers: u64) -> Result<LoadedStore, BackupError> {
+    let (mut end, mut again) = (None, false);
     loop {
-        let segment = segment();
+        let segment = segment_of(workers);
+        let Some(found) = log::open(disk, Path::new(PATH))? else {
+            return Ok(LoadedStore { segment, torn: false, again });
+        };
         let table = Table::new(&segment)?;
-        let found = log::open(disk, Path::new(PATH))?.expect("a file");
         let limit = end.unwrap_or(found.length);
-        let loaded = load_alone(disk, Path::new(PATH), &found, &table, slot(&segment, 0), limit)?;
-        match loaded {
-            Loaded::Whole { .. } => return Ok(segment),
-            Loaded::Again { end: reached } => end = Some(reached),
+        match load_alone(disk, Path::new(PATH), &found, &table, slot(&segment, 0), limit)? {
+            Loaded::Whole { torn } => {
+                let torn = again || torn.is_some();
+                return Ok(LoadedStore { segment, torn, again });
+            }
+            Loaded::Again { end: reached } => (end, again) = (Some(reached), true),
         }
     }
 }
 
-fn contents(table: &Table) -> HashMap<Vec<u8>, Vec<u8>> {
+fn contents(table: &Table) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut keys = Vec::new();
     let mut cursor = Some(0);
     while let Some(at) = cursor {
@@ -247,7 +194,7 @@ fn between() -> impl Strategy<Value = Between> {
 }
 
 /// Serves until it dies, or ends in order; returns how many steps it took.
-fn live(disk: &MemoryDisk, segment: &Segment, steps: &[(Step, Between)]) -> usize {
+fn live(disk: &SimulatedDisk, segment: &Segment, steps: &[(Step, Between)]) -> usize {
     let plain = Table::new(segment).expect("sound");
     let worker = slot(segment, 0);
     ring::pin_all(&plain, worker).expect("sound");
@@ -278,7 +225,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
     #[test]
     fn backup_has_what_the_table_has(steps in prop::collection::vec((step(), between()), 1..400)) {
-        let (disk, segment) = (MemoryDisk::default(), segment());
+        let (disk, segment) = (SimulatedDisk::default(), segment());
         let mut rest = &steps[..];
         while !rest.is_empty() {
             rest = &rest[live(&disk, &segment, rest)..];
