@@ -10,23 +10,19 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use kvs_core::limits::CAPACITY_BYTES_MIN;
-use kvs_core::segment::Segment;
-use kvs_core::table::Table;
 use kvs_harness::random::Random;
 
-use crate::backup::{Backup, Files, State};
-use crate::client::Client;
-use crate::judge::{Image, Judge, Judged, no_lock_blocks};
+use crate::image::no_lock_blocks;
+use crate::judge::Judge;
 use crate::mutations::Mutation;
 use crate::pages::{Pages, Watch, is_lock};
-use crate::store::{Expected, Setup};
-use crate::tracee::{Event, Path, Tracee};
+use crate::recoveries::Recoveries;
+use crate::stage::Stage;
+use crate::store::Expected;
+use crate::tracee::{Event, Path};
 use crate::violation::demand;
 
 /// Instructions between two looks at everything.
@@ -92,94 +88,6 @@ impl Tried {
     }
 }
 
-/// A segment in `/dev/shm` that has lost its name already: nothing is left behind, whatever happens.
-struct Nameless {
-    segment: Segment,
-    path: PathBuf,
-    file: OwnedFd,
-}
-
-impl Nameless {
-    fn make(what: &str) -> anyhow::Result<Self> {
-        let path = PathBuf::from(format!("/dev/shm/kvs-stepping-{what}-{}", std::process::id()));
-        let segment = Segment::open_or_create(&path, CAPACITY_BYTES_MIN)?.segment;
-        std::fs::remove_file(&path)?;
-        segment.claim_worker(1)?;
-        segment.claim_connection(0)?;
-        segment.claim_ring(0)?;
-        let file = segment.file().context("it has a file")?.as_fd().try_clone_to_owned()?;
-        Ok(Self { segment, path, file })
-    }
-}
-
-/// Everything one mutation needs.
-struct Stage {
-    shared: Nameless,
-    /// The other child's, that recovers.
-    recovering: Nameless,
-    /// What the shared segment is before each run.
-    start: Image,
-    pages: Pages,
-    requests: tempfile::NamedTempFile,
-    backup: Option<(Backup, Files)>,
-}
-
-impl Stage {
-    fn new(mutation: &Mutation) -> anyhow::Result<(Self, Expected)> {
-        let (shared, recovering) = (Nameless::make("served")?, Nameless::make("recovered")?);
-        let table = Table::new(&shared.segment)?;
-        let mut setup = Setup::new(&table);
-        (mutation.before)(&mut setup)
-            .with_context(|| format!("filling the store for {:?}", mutation.name))?;
-        let asks = (mutation.asks)(&setup);
-        let mut expected = Expected::new(setup.model, &asks);
-        let mut backup = None;
-        if let Some(what) = mutation.backup {
-            backup = Some((what, Files::make(&table)?));
-            let table = table.backed_up();
-            let mut client = Client::greeted(&table)?;
-            client.exchange(&expected.requests, &mut Vec::new())?;
-            client.close()?;
-            expected = expected.all_done();
-        }
-        let requests = tempfile::NamedTempFile::new()?;
-        std::fs::write(requests.path(), &expected.requests)?;
-        let pages = Pages::reserved(&shared.segment)?;
-        let start = Image::of(&shared.segment, &pages)?;
-        Ok((Self { shared, recovering, start, pages, requests, backup }, expected))
-    }
-
-    /// A child that is about to begin.
-    fn child(&self) -> anyhow::Result<Tracee> {
-        self.pages.copy(self.start.segment.memory(), self.shared.segment.memory())?;
-        let path = self.shared.path.to_string_lossy();
-        if let Some((what, files)) = &self.backup {
-            files.restore()?;
-            let directory = files.directory().to_string_lossy();
-            let arguments = ["backup", "--segment", &path, "--directory", &directory, "--what", what.name()];
-            return Tracee::start(&arguments, self.shared.file.as_fd());
-        }
-        let requests = self.requests.path().to_string_lossy();
-        Tracee::start(&["serve", "--segment", &path, "--requests", &requests], self.shared.file.as_fd())
-    }
-
-    /// What the backup files are now.
-    fn files(&self) -> anyhow::Result<Option<State>> {
-        self.backup.as_ref().map(|(_, files)| files.state()).transpose()
-    }
-
-    /// Judges the image at hand.
-    fn judge(&self, judge: &mut Judge<'_>) -> anyhow::Result<Judged> {
-        judge.judge(self.backup.as_ref().map(|(_, files)| files))
-    }
-
-    /// A child that is about to recover, again and again.
-    fn recoverer(&self) -> anyhow::Result<Tracee> {
-        let path = self.recovering.path.to_string_lossy();
-        Tracee::start(&["recover", "--segment", &path], self.recovering.file.as_fd())
-    }
-}
-
 /// The instructions that a mutation executes.
 struct Trace {
     /// Pages it touches.
@@ -208,10 +116,10 @@ struct Walked {
 /// A violation, or what kept it from being tried.
 pub fn explore(mutation: &Mutation, effort: Effort, random: &mut Random) -> anyhow::Result<Tried> {
     let (mut stage, expected) = Stage::new(mutation)?;
-    let (trace, mut judge) = trace(&mut stage, &expected)?;
-    let mut tried = Tried { points: trace.path.length() as u64, ..Tried::default() };
-    let mut recoveries = Recoveries::new(&stage, &trace)?;
-    let walked = walk(&stage, &trace, &mut judge, &mut tried, &mut |judge, done, tried| {
+    let mut tried = Tried::default();
+    let Some((trace, mut judge)) = trace(&mut stage, &expected, effort)? else { return Ok(tried) };
+    let mut recoveries = Recoveries::new(&stage, &trace.touched)?;
+    let walked = walk(&stage, &trace, &mut judge, effort, &mut tried, &mut |judge, done, tried| {
         if effort.recoveries > 0 && random.once_in(effort.recoveries) && !effort.is_over() {
             judge.next_try_succeeds(done)?;
             recoveries.step_through(&stage, judge, done, tried)?;
@@ -222,8 +130,12 @@ pub fn explore(mutation: &Mutation, effort: Effort, random: &mut Random) -> anyh
     Ok(tried)
 }
 
-/// Finds out which pages the mutation touches, and where the C library's instructions are.
-fn trace<'e>(stage: &mut Stage, expected: &'e Expected) -> anyhow::Result<(Trace, Judge<'e>)> {
+/// Finds out which pages the mutation touches, and where the C library's instructions are. None when the time is over.
+fn trace<'e>(
+    stage: &mut Stage,
+    expected: &'e Expected,
+    effort: Effort,
+) -> anyhow::Result<Option<(Trace, Judge<'e>)>> {
     let mut child = stage.child()?;
     child.run()?;
     // What it takes from the kernel.
@@ -257,10 +169,13 @@ fn trace<'e>(stage: &mut Stage, expected: &'e Expected) -> anyhow::Result<(Trace
         steps += 1;
         if steps % LOOK_EVERY == 0 {
             look(stage, &judge, &mut touched)?;
+            if effort.is_over() {
+                return Ok(None);
+            }
         }
     }
     look(stage, &judge, &mut touched)?;
-    Ok((Trace { touched, library: runs, path: Path::new(addresses) }, judge))
+    Ok(Some((Trace { touched, library: runs, path: Path::new(addresses) }, judge)))
 }
 
 fn look(stage: &Stage, judge: &Judge<'_>, touched: &mut Pages) -> anyhow::Result<()> {
@@ -277,6 +192,7 @@ fn walk(
     stage: &Stage,
     trace: &Trace,
     judge: &mut Judge<'_>,
+    effort: Effort,
     tried: &mut Tried,
     on_kind: &mut OnKind<'_>,
 ) -> anyhow::Result<Walked> {
@@ -288,6 +204,10 @@ fn walk(
     let (mut step, mut files) = (0, stage.files()?);
     while child.step()? == Event::Stepped {
         step += 1;
+        tried.points = step;
+        if step % LOOK_EVERY == 0 && effort.is_over() {
+            return Ok(walked);
+        }
         let (mut lock_changed, files_before) = (false, files);
         let changed =
             watch.changed(segment.memory(), |change| lock_changed |= is_lock(segment, change.offset))?;
@@ -366,66 +286,4 @@ fn kill_everywhere(
         tried.held += held as u64;
     }
     Ok(())
-}
-
-/// Recoveries that are stepped through.
-struct Recoveries {
-    child: Tracee,
-    touched: Pages,
-}
-
-impl Recoveries {
-    fn new(stage: &Stage, trace: &Trace) -> anyhow::Result<Self> {
-        Ok(Self { child: stage.recoverer()?, touched: trace.touched.clone() })
-    }
-
-    /// Steps through the recovery of the judge's image, in which `done` requests have happened.
-    fn step_through(
-        &mut self,
-        stage: &Stage,
-        judge: &mut Judge<'_>,
-        done: usize,
-        tried: &mut Tried,
-    ) -> anyhow::Result<()> {
-        let saved = Image::of(&judge.image.segment, &stage.pages)?;
-        // A page that wasn't watched is watched in another try.
-        while !self.try_step_through(stage, &saved, judge, done, tried)? {}
-        stage.pages.copy(saved.segment.memory(), judge.image.segment.memory())?;
-        Ok(())
-    }
-
-    fn try_step_through(
-        &mut self,
-        stage: &Stage,
-        image: &Image,
-        judge: &mut Judge<'_>,
-        done: usize,
-        tried: &mut Tried,
-    ) -> anyhow::Result<bool> {
-        let segment = &stage.recovering.segment;
-        stage.pages.copy(image.segment.memory(), segment.memory())?;
-        let mut watch = Watch::new(segment.memory(), &self.touched)?;
-        let (mut points, mut images) = (0, 0);
-        while self.child.step()? == Event::Stepped {
-            points += 1;
-            if watch.changed(segment.memory(), |_| {})? {
-                images += 1;
-                judge.take(segment)?;
-                judge
-                    .judge_recovery(done)
-                    .with_context(|| format!("and its recovery killed after instruction {points}"))?;
-            }
-        }
-        // From its second stop to its next first one.
-        self.child.run()?;
-        let mut complete = true;
-        for change in stage.pages.differences(image.segment.memory(), segment.memory())? {
-            complete &= !self.touched.add(change.offset);
-        }
-        if complete {
-            tried.recovery_points += points;
-            tried.recovery_images += images;
-        }
-        Ok(complete)
-    }
 }

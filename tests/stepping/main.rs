@@ -6,7 +6,12 @@
 //! | [`mutations`] | the table of what is stepped through |
 //! | [`store`] | what is in the store before, what is asked for, what must come of it |
 //! | [`explore`] | one mutation, instruction by instruction |
+//! | [`stage`] | the segments, the children and the files that it needs |
+//! | [`recoveries`] | recovery, instruction by instruction |
 //! | [`judge`] | the promises, held against one image |
+//! | [`agreement`] | which requests have happened: client, connection, backup ring |
+//! | [`readers`] | what lock-free readers rely on |
+//! | [`image`] | images in this process's memory, and their locks |
 //! | [`pages`] | images: copying and comparing |
 //! | [`tracee`] | a child that is stepped |
 //! | [`child`] | what that child does |
@@ -15,14 +20,19 @@
 //! | [`mutants`] | deliberate faults, each of which must be caught |
 #![forbid(unsafe_code)]
 
+mod agreement;
 mod backup;
 mod child;
 mod client;
 mod explore;
+mod image;
 mod judge;
 mod mutants;
 mod mutations;
 mod pages;
+mod readers;
+mod recoveries;
+mod stage;
 mod store;
 mod tracee;
 mod violation;

@@ -28,3 +28,8 @@ pub(crate) use demand;
 pub fn must<R, E: fmt::Display>(what: &str, result: Result<R, E>) -> Result<R, Violation> {
     result.map_err(|error| Violation(format!("{what}: {error}")))
 }
+
+/// Says that a promise was broken.
+pub fn violation(what: impl Into<String>) -> anyhow::Error {
+    Violation(what.into()).into()
+}

@@ -1,0 +1,125 @@
+//! What one mutation needs: segments that two processes have, the store as it is before, backup files, children.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use kvs_core::limits::CAPACITY_BYTES_MIN;
+use kvs_core::segment::Segment;
+use kvs_core::table::Table;
+
+use crate::backup::{Backup, Files, State};
+use crate::client::Client;
+use crate::image::Image;
+use crate::judge::{Judge, Judged};
+use crate::mutations::Mutation;
+use crate::pages::Pages;
+use crate::store::{Expected, Setup};
+use crate::tracee::Tracee;
+
+/// A segment in `/dev/shm` that has lost its name already: nothing is left behind, whatever happens.
+pub struct Nameless {
+    /// The segment.
+    pub segment: Segment,
+    path: PathBuf,
+    file: OwnedFd,
+}
+
+impl Nameless {
+    fn make(what: &str) -> anyhow::Result<Self> {
+        let path = PathBuf::from(format!("/dev/shm/kvs-stepping-{what}-{}", std::process::id()));
+        let segment = Segment::open_or_create(&path, CAPACITY_BYTES_MIN)?.segment;
+        std::fs::remove_file(&path)?;
+        segment.claim_worker(1)?;
+        segment.claim_connection(0)?;
+        segment.claim_ring(0)?;
+        let file = segment.file().context("it has a file")?.as_fd().try_clone_to_owned()?;
+        Ok(Self { segment, path, file })
+    }
+}
+
+/// Everything one mutation needs.
+pub struct Stage {
+    /// What the child that is stepped has.
+    pub shared: Nameless,
+    /// The other child's, that recovers.
+    pub recovering: Nameless,
+    /// What the shared segment is before each run.
+    start: Image,
+    /// What images consist of.
+    pub pages: Pages,
+    requests: tempfile::NamedTempFile,
+    backup: Option<(Backup, Files)>,
+}
+
+impl Stage {
+    /// What `mutation` needs, and what must come of it.
+    ///
+    /// # Errors
+    /// When it can't be had.
+    pub fn new(mutation: &Mutation) -> anyhow::Result<(Self, Expected)> {
+        let (shared, recovering) = (Nameless::make("served")?, Nameless::make("recovered")?);
+        let table = Table::new(&shared.segment)?;
+        let mut setup = Setup::new(&table);
+        (mutation.before)(&mut setup)
+            .with_context(|| format!("filling the store for {:?}", mutation.name))?;
+        let asks = (mutation.asks)(&setup);
+        let mut expected = Expected::new(setup.model, &asks);
+        let mut backup = None;
+        if let Some(what) = mutation.backup {
+            backup = Some((what, Files::make(&table)?));
+            let table = table.backed_up();
+            let mut client = Client::greeted(&table)?;
+            client.exchange(&expected.requests, &mut Vec::new())?;
+            client.close()?;
+            expected = expected.all_done();
+        }
+        let requests = tempfile::NamedTempFile::new()?;
+        std::fs::write(requests.path(), &expected.requests)?;
+        let pages = Pages::reserved(&shared.segment)?;
+        let start = Image::of(&shared.segment, &pages)?;
+        Ok((Self { shared, recovering, start, pages, requests, backup }, expected))
+    }
+
+    /// A child that is about to begin.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn child(&self) -> anyhow::Result<Tracee> {
+        self.pages.copy(self.start.segment.memory(), self.shared.segment.memory())?;
+        let path = self.shared.path.to_string_lossy();
+        if let Some((what, files)) = &self.backup {
+            files.restore()?;
+            let directory = files.directory().to_string_lossy();
+            let arguments = ["backup", "--segment", &path, "--directory", &directory, "--what", what.name()];
+            return Tracee::start(&arguments, self.shared.file.as_fd());
+        }
+        let requests = self.requests.path().to_string_lossy();
+        Tracee::start(&["serve", "--segment", &path, "--requests", &requests], self.shared.file.as_fd())
+    }
+
+    /// What the backup files are now.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn files(&self) -> anyhow::Result<Option<State>> {
+        self.backup.as_ref().map(|(_, files)| files.state()).transpose()
+    }
+
+    /// Judges the image at hand.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn judge(&self, judge: &mut Judge<'_>) -> anyhow::Result<Judged> {
+        judge.judge(self.backup.as_ref().map(|(_, files)| files))
+    }
+
+    /// A child that is about to recover, again and again.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn recoverer(&self) -> anyhow::Result<Tracee> {
+        let path = self.recovering.path.to_string_lossy();
+        Tracee::start(&["recover", "--segment", &path], self.recovering.file.as_fd())
+    }
+}
