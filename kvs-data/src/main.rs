@@ -29,11 +29,14 @@ mod worker;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use clap::Parser;
 use kvs_front::options::{ServerOptions, parse_or_exit, start_logging};
 use kvs_front::program;
+use signal_hook::consts::SIGXFSZ;
 
 /// The data server of kvs.
 ///
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
     }
     start_logging(&options.server.log_level);
     abort_on_panic();
+    outlive_file_size_limit();
     match control::run(&options.server, begun) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -75,6 +79,14 @@ fn become_front(options: &ServerOptions) -> ExitCode {
     };
     eprintln!("kvs-data: can't start the front server: {error}");
     ExitCode::FAILURE
+}
+
+/// A backup file that reaches the limit of file sizes (`ulimit -f`) is an error of the write, not the end of the process.
+fn outlive_file_size_limit() {
+    let caught = Arc::new(AtomicBool::new(false));
+    if let Err(error) = signal_hook::flag::register(SIGXFSZ, caught) {
+        log::warn!("a backup file that reaches the limit of file sizes would end this process: {error}");
+    }
 }
 
 /// A thread that panicked may have left anything half done: the whole process ends, and its successor recovers.

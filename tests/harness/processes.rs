@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
@@ -97,8 +98,19 @@ pub fn send(pid: Pid, signal: Signal) {
     }
 }
 
-/// Kills every process of the store `name` and waits until all are dead.
+/// Kills every process of the store `name` at one instant, as far as they can tell, and waits until all are dead.
 pub fn kill_store(name: &str) {
+    // Who stands still doesn't launch another in the place of one that died. One that was just being launched is not to be
+    // recognised for a moment.
+    let (mut stopped, mut quiet) = (Vec::new(), 0);
+    while quiet < 3 {
+        let living = of_store(name);
+        let running: Vec<Pid> = living.into_iter().filter(|pid| !stopped.contains(pid)).collect();
+        quiet = if running.is_empty() { quiet + 1 } else { 0 };
+        running.iter().for_each(|pid| send(*pid, Signal::STOP));
+        stopped.extend(running);
+        std::thread::sleep(Duration::from_millis(1));
+    }
     eventually("every process of the store is dead", SOON, || {
         let living = of_store(name);
         living.iter().for_each(|pid| send(*pid, Signal::KILL));
