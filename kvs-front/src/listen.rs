@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use kvs_core::instance::{console_path, private_directory};
@@ -26,6 +26,9 @@ const PORTS_MAX: u16 = 1000;
 const BACKLOG: i32 = 4096;
 /// How long a client may be silent before the kernel asks whether its machine still lives.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
+/// How long a server that was killed may keep its port.
+const DYING_PATIENCE: Duration = Duration::from_millis(500);
+const DYING_PAUSE: Duration = Duration::from_millis(5);
 
 /// Opens all of them, and the operator's input.
 ///
@@ -72,7 +75,7 @@ fn console_input(mode: ConsoleMode) -> rustix::io::Result<Option<OwnedFd>> {
 
 fn listen_tcp(wanted: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
     let listener = match wanted {
-        Some(address) => TcpListener::bind(address).with_context(|| {
+        Some(address) => bind(address).with_context(|| {
             format!("can't listen on {address}; choose another --listen, or none for the first free port")
         })?,
         None => first_free_port(PORT_FIRST)?,
@@ -81,6 +84,19 @@ fn listen_tcp(wanted: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
     listener.set_nonblocking(true).context("can't listen")?;
     set_options(&listener).context("can't set the options of the TCP socket")?;
     Ok(listener)
+}
+
+/// Binds; waits a moment for a server that was killed and is just being taken apart.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let until = Instant::now() + DYING_PATIENCE;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(DYING_PAUSE);
+            }
+            bound => return bound,
+        }
+    }
 }
 
 fn first_free_port(first: u16) -> anyhow::Result<TcpListener> {

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use kvs_core::control::SocketFileMark;
+use kvs_core::sys::process::ProcessIdentity;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -29,6 +30,9 @@ const BACKLOG: i32 = 4096;
 /// How long another server may take from looking at a file to listening on its own.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
+/// How long a server that was killed may keep its socket until the kernel has taken it apart.
+const DYING_PATIENCE: Duration = Duration::from_secs(3);
+const DYING_PAUSE: Duration = Duration::from_millis(5);
 
 /// A socket's file. It stays when this is dropped: the socket may outlive the process.
 #[derive(Debug, Clone)]
@@ -51,8 +55,20 @@ impl SocketFile {
     /// Why that place can't be had, and what to do.
     pub fn listen(path: &Path) -> anyhow::Result<(UnixListener, Self)> {
         check_length(path)?;
-        let _turn = lock_directory(path)?;
-        remove_stale(path)?;
+        let until = Instant::now() + DYING_PATIENCE;
+        let _turn = loop {
+            let turn = lock_directory(path)?;
+            match remove_stale(path)? {
+                Place::Free => break turn,
+                Place::Dying if Instant::now() < until => {}
+                Place::Dying | Place::Taken => bail!(
+                    "another server answers on the socket {}; end it first, or choose another --name or --unix",
+                    path.display()
+                ),
+            }
+            drop(turn);
+            thread::sleep(DYING_PAUSE);
+        };
         let socket = open_socket(path)
             .with_context(|| format!("can't make the socket {}; choose another --unix", path.display()))?;
         let stat = rustix::fs::lstat(path).with_context(|| format!("can't look at {}", path.display()))?;
@@ -123,11 +139,22 @@ fn lock_directory(path: &Path) -> anyhow::Result<OwnedFd> {
     }
 }
 
-fn remove_stale(path: &Path) -> anyhow::Result<()> {
+/// Whether a socket may be made at a place.
+#[derive(PartialEq, Eq)]
+enum Place {
+    Free,
+    /// A living server answers there.
+    Taken,
+    /// The server that made the socket there is dead, and still somebody has it: one that was killed with it and is being taken
+    /// apart, which takes 20 ms for each GiB of memory, or its successor.
+    Dying,
+}
+
+fn remove_stale(path: &Path) -> anyhow::Result<Place> {
     let shown = path.display();
     let stat = match rustix::fs::lstat(path) {
         Ok(stat) => stat,
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(Place::Free),
         Err(error) => bail!("can't look at {shown}: {error}; choose another --unix"),
     };
     if !FileType::from_raw_mode(stat.st_mode).is_socket() {
@@ -138,20 +165,23 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
     }
     match knock(path) {
         Err(Errno::CONNREFUSED) => {}
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(Place::Free),
+        Ok(false) => return Ok(Place::Dying),
         // A full queue is somebody's, too.
-        Ok(()) | Err(Errno::AGAIN) => bail!(
-            "another server answers on the socket {shown}; end it first, or choose another --name or --unix"
-        ),
+        Ok(true) | Err(Errno::AGAIN) => return Ok(Place::Taken),
         Err(error) => bail!("can't tell who uses the socket {shown}: {error}; choose another --unix"),
     }
-    rustix::fs::unlink(path).with_context(|| format!("can't replace the stale socket {shown}"))
+    rustix::fs::unlink(path).with_context(|| format!("can't replace the stale socket {shown}"))?;
+    Ok(Place::Free)
 }
 
-/// Connects without waiting.
-fn knock(path: &Path) -> Result<(), Errno> {
+/// Connects without waiting; tells whether the process lives that made the socket which answers.
+fn knock(path: &Path) -> Result<bool, Errno> {
     let socket = new_socket()?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let maker = rustix::net::sockopt::socket_peercred(&socket)?.pid.as_raw_nonzero().get();
+    let maker = ProcessIdentity::of(maker.unsigned_abs());
+    Ok(maker.is_ok_and(|maker| maker.is_alive()))
 }
 
 fn new_socket() -> Result<OwnedFd, Errno> {
