@@ -30,6 +30,9 @@ impl Base {
     pub fn of(segment: &Segment) -> anyhow::Result<Self> {
         let connection: &ConnectionSlot = segment.memory().object(segment.regions().connection(0))?;
         let worker: &WorkerSlot = segment.memory().object(segment.regions().worker(0))?;
+        if !slot::is_used(connection) {
+            return Ok(Self { executed: 0, produced: 0, received: 0, ring_head: worker.ring_head.load() });
+        }
         let (executed, produced) = slot::unpack(connection.committed.load());
         Ok(Self {
             executed,
@@ -60,6 +63,10 @@ impl Agreement<'_> {
     /// A violation.
     pub fn requests_committed(&self) -> anyhow::Result<usize> {
         let slot: &ConnectionSlot = self.segment.memory().object(self.segment.regions().connection(0))?;
+        // Not begun yet, or ended.
+        if !slot::is_used(slot) {
+            return Ok(0);
+        }
         let (executed, produced) = slot::unpack(slot.committed.load());
         let executed = u64::from(executed.wrapping_sub(self.base.executed));
         let produced = u64::from(produced.wrapping_sub(self.base.produced));

@@ -35,19 +35,6 @@ pub enum Backup {
 }
 
 impl Backup {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Drain => "drain",
-            Self::HandOver => "hand-over",
-        }
-    }
-
-    /// What is called so.
-    pub fn called(name: &str) -> Option<Self> {
-        [Self::Drain, Self::HandOver].into_iter().find(|backup| backup.name() == name)
-    }
-
     /// Does it.
     ///
     /// # Errors

@@ -7,12 +7,28 @@ use kvs_core::control::{Adopted, StatisticOwned, Transport};
 use kvs_core::limits::VALUE_BYTES_MAX_DEFAULT;
 use kvs_core::segment::layout::WorkerSlot;
 use kvs_core::table::Table;
-use kvs_core::wire::{PROTOCOL, Request, RequestBody, encode_request};
+use kvs_core::wire::{PROTOCOL, Request, RequestBody, Response, ResponseBody, encode_request};
 
 /// Rings the worker keeps.
 const RINGS_MAX: u64 = 8;
 /// Rounds after which a client is not served but stuck.
 const ROUNDS_MAX: usize = 10_000;
+
+/// Number of the connection.
+const CONNECTION: u64 = 77;
+/// What a client says first.
+pub const HELLO: Request<'static> =
+    Request { number: 0, body: RequestBody::Hello { protocol: PROTOCOL, name: "stepping", pid: 1 } };
+/// What it is answered.
+pub const WELCOME: Response<'static> = Response {
+    number: 0,
+    body: ResponseBody::Welcome {
+        protocol: PROTOCOL,
+        server: concat!("kvs ", env!("CARGO_PKG_VERSION")),
+        connection: CONNECTION,
+        value_bytes_max: VALUE_BYTES_MAX_DEFAULT,
+    },
+};
 
 struct NoStatistics;
 
@@ -31,20 +47,27 @@ pub struct Client<'s> {
 }
 
 impl<'s> Client<'s> {
-    /// On the first connection slot, served by the first worker, after hello.
+    /// On the first connection slot, served by the first worker.
+    ///
+    /// # Errors
+    /// When the connection can't be had.
+    pub fn open(table: &'s Table) -> anyhow::Result<Self> {
+        let segment = table.segment();
+        let worker: &WorkerSlot = segment.memory().object(segment.regions().worker(0))?;
+        let context = Context::new(table, worker, &NoStatistics, VALUE_BYTES_MAX_DEFAULT, RINGS_MAX);
+        let adopted = Adopted { connection: CONNECTION, transport: Transport::Unix };
+        let connection = Connection::open(segment, 0, adopted)?;
+        Ok(Self { table, worker, context, connection })
+    }
+
+    /// The same, after hello.
     ///
     /// # Errors
     /// When the connection can't be had.
     pub fn greeted(table: &'s Table) -> anyhow::Result<Self> {
-        let segment = table.segment();
-        let worker: &WorkerSlot = segment.memory().object(segment.regions().worker(0))?;
-        let context = Context::new(table, worker, &NoStatistics, VALUE_BYTES_MAX_DEFAULT, RINGS_MAX);
-        let adopted = Adopted { connection: 77, transport: Transport::Unix };
-        let connection = Connection::open(segment, 0, adopted)?;
-        let mut client = Self { table, worker, context, connection };
+        let mut client = Self::open(table)?;
         let mut hello = Vec::new();
-        let body = RequestBody::Hello { protocol: PROTOCOL, name: "stepping", pid: 1 };
-        encode_request(&mut hello, &Request { number: 0, body });
+        encode_request(&mut hello, &HELLO);
         client.exchange(&hello, &mut Vec::new())?;
         Ok(client)
     }

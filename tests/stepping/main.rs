@@ -14,7 +14,7 @@
 //! | [`image`] | images in this process's memory, and their locks |
 //! | [`pages`] | images: copying and comparing |
 //! | [`tracee`] | a child that is stepped |
-//! | [`child`] | what that child does |
+//! | [`work`], [`child`] | what that child does |
 //! | [`backup`] | the backup file: what its thread does, and what it must hold |
 //! | [`client`] | requests served as a worker serves them |
 //! | [`mutants`] | deliberate faults, each of which must be caught |
@@ -36,17 +36,20 @@ mod stage;
 mod store;
 mod tracee;
 mod violation;
+mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use child::Places;
 use clap::{Args, Parser, Subcommand};
 use explore::{Effort, Tried, explore};
 use kvs_harness::random::{self, Random};
 use mutations::{MUTATIONS, Mutation};
 use violation::Violation;
+use work::Work;
 
 /// Steps through mutations of the store, one instruction at a time.
 #[derive(Parser)]
@@ -79,23 +82,17 @@ struct What {
 
 #[derive(Subcommand)]
 enum Child {
-    /// The child that is stepped: serves requests.
+    /// The child that is stepped.
     #[command(hide = true)]
-    Serve {
+    Perform {
+        #[arg(long)]
+        work: String,
         #[arg(long)]
         segment: PathBuf,
         #[arg(long)]
         requests: PathBuf,
-    },
-    /// The child that is stepped: the backup thread's work.
-    #[command(hide = true)]
-    Backup {
         #[arg(long)]
-        segment: PathBuf,
-        #[arg(long)]
-        directory: PathBuf,
-        #[arg(long)]
-        what: String,
+        backup: PathBuf,
     },
     /// Tells whether a child can be traced here.
     Try,
@@ -128,11 +125,12 @@ const VIOLATION: u8 = 3;
 
 fn run(options: Options) -> anyhow::Result<()> {
     match options.child {
-        Some(Child::Serve { segment, requests }) => return child::serve(&segment, &requests),
-        Some(Child::Recover { segment }) => return child::recover(&segment),
-        Some(Child::Backup { segment, directory, what }) => {
-            return child::back_up(&segment, &directory, &what);
+        Some(Child::Perform { work, segment, requests, backup }) => {
+            let work = Work::called(&work).context("no such work")?;
+            let places = Places { segment: &segment, requests: &requests, backup: &backup };
+            return child::perform(work, &places);
         }
+        Some(Child::Recover { segment }) => return child::recover(&segment),
         Some(Child::Idle) => return child::idle(),
         Some(Child::Try) => return tracee::try_it(),
         None => {}

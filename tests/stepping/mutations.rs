@@ -6,6 +6,7 @@ use kvs_core::table::geometry::Geometry;
 
 use crate::backup::Backup;
 use crate::store::{Ask, Setup, text, value};
+use crate::work::Work;
 
 /// Something a client asks for, and what is in the store before.
 pub struct Mutation {
@@ -15,8 +16,8 @@ pub struct Mutation {
     pub before: fn(&mut Setup) -> anyhow::Result<()>,
     /// What the client asks for, in one go.
     pub asks: fn(&Setup) -> Vec<Ask>,
-    /// What is stepped through: the worker executing that, or what the backup thread does afterwards.
-    pub backup: Option<Backup>,
+    /// What is stepped through: a worker executing that, or what is done when it is.
+    pub work: Work,
 }
 
 const fn worker(
@@ -24,11 +25,11 @@ const fn worker(
     before: fn(&mut Setup) -> anyhow::Result<()>,
     asks: fn(&Setup) -> Vec<Ask>,
 ) -> Mutation {
-    Mutation { name, before, asks, backup: None }
+    Mutation { name, before, asks, work: Work::Requests }
 }
 
-const fn backup_thread(name: &'static str, asks: fn(&Setup) -> Vec<Ask>, backup: Backup) -> Mutation {
-    Mutation { name, before: a_few, asks, backup: Some(backup) }
+const fn other(name: &'static str, asks: fn(&Setup) -> Vec<Ask>, work: Work) -> Mutation {
+    Mutation { name, before: a_few, asks, work }
 }
 
 /// All of them.
@@ -55,10 +56,17 @@ pub const MUTATIONS: &[Mutation] = &[
     worker("insert that reserves buckets", about_to_reserve, the_next),
     worker("insert that begins to grow", about_to_grow, the_next),
     worker("insert while growing", growing, the_next),
-    backup_thread("ring drained into the backup file", |_| three_changes(), Backup::Drain),
-    backup_thread("large value drained", |_| vec![Ask::set("large", value(7000))], Backup::Drain),
-    backup_thread("backup file replaced by a new one", |_| three_changes(), Backup::HandOver),
+    other("connection begun", nothing, Work::Connect),
+    other("connection ended", nothing, Work::Close),
+    other("extent reserved ahead", nothing, Work::Reserve),
+    other("ring drained into the backup file", |_| three_changes(), Work::Backup(Backup::Drain)),
+    other("large value drained", |_| vec![Ask::set("large", value(7000))], Work::Backup(Backup::Drain)),
+    other("backup file replaced by a new one", |_| three_changes(), Work::Backup(Backup::HandOver)),
 ];
+
+fn nothing(_: &Setup) -> Vec<Ask> {
+    Vec::new()
+}
 
 fn three_changes() -> Vec<Ask> {
     vec![Ask::set("hundred", value(102)), Ask::increment("number", 1), Ask::delete("thousand")]

@@ -8,7 +8,7 @@ use kvs_core::limits::CAPACITY_BYTES_MIN;
 use kvs_core::segment::Segment;
 use kvs_core::table::Table;
 
-use crate::backup::{Backup, Files, State};
+use crate::backup::{Files, State};
 use crate::client::Client;
 use crate::image::Image;
 use crate::judge::{Judge, Judged};
@@ -16,6 +16,7 @@ use crate::mutations::Mutation;
 use crate::pages::Pages;
 use crate::store::{Expected, Setup};
 use crate::tracee::Tracee;
+use crate::work::Work;
 
 /// A segment in `/dev/shm` that has lost its name already: nothing is left behind, whatever happens.
 pub struct Nameless {
@@ -49,7 +50,8 @@ pub struct Stage {
     /// What images consist of.
     pub pages: Pages,
     requests: tempfile::NamedTempFile,
-    backup: Option<(Backup, Files)>,
+    work: Work,
+    backup: Option<Files>,
 }
 
 impl Stage {
@@ -64,10 +66,13 @@ impl Stage {
         (mutation.before)(&mut setup)
             .with_context(|| format!("filling the store for {:?}", mutation.name))?;
         let asks = (mutation.asks)(&setup);
-        let mut expected = Expected::new(setup.model, &asks);
+        let mut expected = match mutation.work {
+            Work::Connect => Expected::hello(setup.model),
+            _ => Expected::new(setup.model, &asks),
+        };
         let mut backup = None;
-        if let Some(what) = mutation.backup {
-            backup = Some((what, Files::make(&table)?));
+        if let Work::Backup(_) = mutation.work {
+            backup = Some(Files::make(&table)?);
             let table = table.backed_up();
             let mut client = Client::greeted(&table)?;
             client.exchange(&expected.requests, &mut Vec::new())?;
@@ -78,7 +83,7 @@ impl Stage {
         std::fs::write(requests.path(), &expected.requests)?;
         let pages = Pages::reserved(&shared.segment)?;
         let start = Image::of(&shared.segment, &pages)?;
-        Ok((Self { shared, recovering, start, pages, requests, backup }, expected))
+        Ok((Self { shared, recovering, start, pages, requests, backup, work: mutation.work }, expected))
     }
 
     /// A child that is about to begin.
@@ -88,14 +93,16 @@ impl Stage {
     pub fn child(&self) -> anyhow::Result<Tracee> {
         self.pages.copy(self.start.segment.memory(), self.shared.segment.memory())?;
         let path = self.shared.path.to_string_lossy();
-        if let Some((what, files)) = &self.backup {
-            files.restore()?;
-            let directory = files.directory().to_string_lossy();
-            let arguments = ["backup", "--segment", &path, "--directory", &directory, "--what", what.name()];
-            return Tracee::start(&arguments, self.shared.file.as_fd());
-        }
         let requests = self.requests.path().to_string_lossy();
-        Tracee::start(&["serve", "--segment", &path, "--requests", &requests], self.shared.file.as_fd())
+        // No file is made there unless it is about the backup file.
+        let mut backup = String::from("/nowhere");
+        if let Some(files) = &self.backup {
+            files.restore()?;
+            backup = files.directory().to_string_lossy().into_owned();
+        }
+        let places = ["--segment", &path, "--requests", &requests, "--backup", &backup];
+        let arguments = [&["perform", "--work", self.work.name()], &places[..]].concat();
+        Tracee::start(&arguments, self.shared.file.as_fd())
     }
 
     /// What the backup files are now.
@@ -103,7 +110,7 @@ impl Stage {
     /// # Errors
     /// What the disk says.
     pub fn files(&self) -> anyhow::Result<Option<State>> {
-        self.backup.as_ref().map(|(_, files)| files.state()).transpose()
+        self.backup.as_ref().map(Files::state).transpose()
     }
 
     /// Judges the image at hand.
@@ -111,7 +118,7 @@ impl Stage {
     /// # Errors
     /// A violation.
     pub fn judge(&self, judge: &mut Judge<'_>) -> anyhow::Result<Judged> {
-        judge.judge(self.backup.as_ref().map(|(_, files)| files))
+        judge.judge(self.backup.as_ref())
     }
 
     /// A child that is about to recover, again and again.

@@ -13,6 +13,7 @@ use kvs_core::wire::{
     Request, RequestBody, Response, ResponseBody, SetCondition, encode_request, encode_response,
 };
 
+use crate::client::{HELLO, WELCOME};
 use crate::pages::Pages;
 
 /// Keys and values.
@@ -144,6 +145,17 @@ impl Expected {
 }
 
 impl Expected {
+    /// What comes of a client's first words.
+    pub fn hello(model: Model) -> Self {
+        let mut expected = Self::new(model.clone(), &[]);
+        encode_request(&mut expected.requests, &HELLO);
+        encode_response(&mut expected.answers, &WELCOME);
+        expected.models.push(model);
+        expected.marks.push((expected.requests.len() as u64, expected.answers.len() as u64));
+        expected.record_counts.push(0);
+        expected
+    }
+
     /// The same when all requests were made before, and none is now.
     pub fn all_done(mut self) -> Self {
         let last = self.models.pop();

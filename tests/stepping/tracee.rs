@@ -55,11 +55,6 @@ impl Path {
         Self { addresses, passes }
     }
 
-    /// Its length, in instructions.
-    pub fn length(&self) -> usize {
-        self.addresses.len().saturating_sub(1)
-    }
-
     /// A place shortly before `count` that is reached after few passes, and how many.
     fn landmark(&self, count: usize) -> Option<(usize, usize)> {
         let cost = |&(place, passes): &(usize, usize)| count - place + passes * Self::PASS_STEPS;
