@@ -90,7 +90,10 @@ impl Agreement<'_> {
         let unread = part(&self.expected.requests, executed, received)?;
         self.ring_holds(slot.input.load(), u64::from(self.base.executed) + executed, unread, "requests")?;
         let sent = slot.sent.load().wrapping_sub(u64::from(self.base.produced));
-        let unsent = part(&self.expected.answers, sent, produced)?;
+        let outgoing = slot.outgoing_start.load().wrapping_sub(u64::from(self.base.produced));
+        let in_ring = outgoing.clamp(sent, produced);
+        self.entry_holds(slot, part(&self.expected.answers, in_ring, produced)?)?;
+        let unsent = part(&self.expected.answers, sent, in_ring)?;
         self.ring_holds(slot.output.load(), u64::from(self.base.produced) + sent, unsent, "answers")?;
         Ok(done)
     }
@@ -129,6 +132,20 @@ impl Agreement<'_> {
             self.segment.memory().read_bytes(offset, &mut found)?;
             demand!(found == wanted, "the {what} behind `committed` are not in the ring");
         }
+        Ok(())
+    }
+
+    /// The end of an answer that is sent from its entry is there.
+    fn entry_holds(&self, slot: &ConnectionSlot, wanted: &[u8]) -> anyhow::Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let offset = slot.outgoing.load() & !slot::pinned(0);
+        let entry = must("what is sent from its entry", Entry::load(self.segment.memory(), offset))?;
+        let entry = entry.ok_or_else(|| violation("what is to be sent is no entry"))?;
+        let mut content = Vec::new();
+        must("what is sent from its entry", entry.append_content(&mut content))?;
+        demand!(content.ends_with(wanted), "what is to be sent is not in its entry");
         Ok(())
     }
 

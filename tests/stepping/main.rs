@@ -183,7 +183,7 @@ fn sample(mut chosen: Vec<&Mutation>, time: Duration) -> anyhow::Result<()> {
 
 fn heading() {
     println!(
-        "| mutation | points | images | kinds | points of recovery | images of recovery | kills | in lock or unlock | left it held | same image | walked | seconds |"
+        "| mutation | points | images | kinds | points of recovery | images of recovery | kills | in lock or unlock | locks left held | same image | walked | seconds |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
 }

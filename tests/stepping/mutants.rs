@@ -27,12 +27,8 @@ const NOT_SOURCES: [&str; 2] = ["target", ".git"];
 pub fn patches() -> anyhow::Result<Vec<PathBuf>> {
     let directory = workspace().join("tests/mutants");
     let entries = std::fs::read_dir(&directory).with_context(|| directory.display().to_string())?;
-    let mut patches: Vec<PathBuf> = entries
-        .map(|entry| Ok(entry?.path()))
-        .filter(|path: &anyhow::Result<PathBuf>| {
-            !path.as_ref().is_ok_and(|path| path.extension() != Some(OsStr::new("patch")))
-        })
-        .collect::<anyhow::Result<_>>()?;
+    let mut patches = entries.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<Vec<_>>>()?;
+    patches.retain(|path| path.extension() == Some(OsStr::new("patch")));
     patches.sort();
     ensure!(!patches.is_empty(), "there are no patches in {}", directory.display());
     Ok(patches)
@@ -106,6 +102,8 @@ impl Copy {
             let log = self.directory.path().join("told");
             let mut command = Command::new(&program);
             command.arg(option).stdin(Stdio::null()).stdout(Stdio::null());
+            // What a run leaves that is killed goes with the copy.
+            command.env("TMPDIR", self.directory.path());
             command.stderr(std::fs::File::create(&log)?);
             let Some(status) = wait(command.spawn()?, patience)? else { continue };
             let told = std::fs::read_to_string(&log)?;

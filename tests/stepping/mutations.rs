@@ -53,6 +53,8 @@ pub const MUTATIONS: &[Mutation] = &[
     worker("increment", a_few, |_| vec![Ask::increment("number", 58)]),
     worker("increment from nothing", a_few, |_| vec![Ask::increment("none", -7)]),
     worker("three changes in one pipeline", a_few, |_| three_changes()),
+    worker("read", a_few, |_| vec![Ask::get("hundred")]),
+    worker("read of a large value", a_few, |_| vec![Ask::get("larger")]),
     worker("insert that reserves buckets", about_to_reserve, the_next),
     worker("insert that begins to grow", about_to_grow, the_next),
     worker("insert while growing", growing, the_next),
@@ -79,6 +81,7 @@ fn a_few(setup: &mut Setup) -> anyhow::Result<()> {
     setup.set("hundred", value(100))?;
     setup.set("thousand", value(1001))?;
     setup.set("large", value(6000))?;
+    setup.set("larger", value(33_100))?;
     setup.set("number", text("41"))
 }
 

@@ -41,6 +41,8 @@ pub enum Ask {
     Delete { key: Vec<u8> },
     /// Another number.
     Increment { key: Vec<u8>, by: i64 },
+    /// What there is.
+    Get { key: Vec<u8> },
 }
 
 impl Ask {
@@ -64,9 +66,18 @@ impl Ask {
         Self::Increment { key: text(key), by }
     }
 
+    /// A read.
+    pub fn get(key: &str) -> Self {
+        Self::Get { key: text(key) }
+    }
+
     fn key(&self) -> &Vec<u8> {
-        let (Self::Set { key, .. } | Self::Delete { key } | Self::Increment { key, .. }) = self;
-        key
+        match self {
+            Self::Set { key, .. }
+            | Self::Delete { key }
+            | Self::Increment { key, .. }
+            | Self::Get { key } => key,
+        }
     }
 
     fn request(&self) -> RequestBody<'_> {
@@ -74,11 +85,12 @@ impl Ask {
             Self::Set { key, value, condition } => RequestBody::Set { condition: *condition, key, value },
             Self::Delete { key } => RequestBody::Delete { key },
             Self::Increment { key, by } => RequestBody::Increment { key, by: *by },
+            Self::Get { key } => RequestBody::Get { key },
         }
     }
 
     /// Does it to the model; the answer.
-    fn apply(&self, model: &mut Model) -> ResponseBody<'static> {
+    fn apply<'m>(&self, model: &'m mut Model) -> ResponseBody<'m> {
         match self {
             Self::Set { key, condition: SetCondition::IfAbsent, .. } if model.contains_key(key) => {
                 ResponseBody::Exists
@@ -94,6 +106,9 @@ impl Ask {
                     model.get(key).map_or(0, |old| String::from_utf8_lossy(old).parse::<i64>().unwrap_or(0));
                 model.insert(key.clone(), (old + by).to_string().into_bytes());
                 ResponseBody::Number { value: old + by }
+            }
+            Self::Get { key } => {
+                model.get(key).map_or(ResponseBody::Missing, |value| ResponseBody::Value { value })
             }
         }
     }
@@ -131,12 +146,14 @@ impl Expected {
         };
         for (number, ask) in (1..).zip(asks) {
             let body = ask.apply(&mut model);
-            if !matches!(body, ResponseBody::Exists | ResponseBody::Missing) {
+            let changes =
+                !matches!(body, ResponseBody::Exists | ResponseBody::Missing | ResponseBody::Value { .. });
+            encode_request(&mut expected.requests, &Request { number, body: ask.request() });
+            encode_response(&mut expected.answers, &Response { number, body });
+            if changes {
                 expected.records.push((ask.key().clone(), model.get(ask.key()).cloned()));
             }
             expected.record_counts.push(expected.records.len());
-            encode_request(&mut expected.requests, &Request { number, body: ask.request() });
-            encode_response(&mut expected.answers, &Response { number, body });
             expected.models.push(model.clone());
             expected.marks.push((expected.requests.len() as u64, expected.answers.len() as u64));
         }
