@@ -9,12 +9,12 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use nix::sys::personality::{self, Persona};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 
 /// What became of the child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +81,7 @@ impl Tracee {
         let child = Command::new(program)
             .args(arguments)
             .env_remove("RUST_BACKTRACE")
+            .env(PARENT, std::process::id().to_string())
             .stdin(Stdio::from(file.try_clone_to_owned()?))
             .spawn()
             .context("can't start the child")?;
@@ -232,12 +233,18 @@ impl Drop for Tracee {
     }
 }
 
+/// Where a child finds the id of its parent.
+const PARENT: &str = "KVS_STEPPING_PARENT";
+
 /// Called in the child: asks to be traced, and to die with its parent.
 ///
 /// # Errors
-/// When tracing is forbidden here.
+/// When tracing is forbidden here, or the parent is dead already.
 pub fn be_traced() -> anyhow::Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    let parent = std::env::var(PARENT).context("this is for the program itself to start")?;
+    // Nobody would ever go on with a child whose parent died before it asked for its own death.
+    ensure!(parent == getppid().to_string(), "the parent is dead");
     ptrace::traceme().context("tracing is forbidden here")
 }
 
