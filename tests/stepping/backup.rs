@@ -102,7 +102,8 @@ impl Files {
     /// # Errors
     /// What the disk says.
     pub fn make(table: &Table) -> anyhow::Result<Self> {
-        let (directory, judged) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let directory = || tempfile::Builder::new().prefix("kvs-stepping-").tempdir();
+        let (directory, judged) = (directory()?, directory()?);
         open(table, directory.path())?;
         let saved = read(directory.path())?;
         Ok(Self { directory, saved, judged })

@@ -79,7 +79,7 @@ impl Stage {
             client.close()?;
             expected = expected.all_done();
         }
-        let requests = tempfile::NamedTempFile::new()?;
+        let requests = tempfile::Builder::new().prefix("kvs-stepping-").tempfile()?;
         std::fs::write(requests.path(), &expected.requests)?;
         let pages = Pages::reserved(&shared.segment)?;
         let start = Image::of(&shared.segment, &pages)?;
