@@ -403,9 +403,7 @@ impl<'s> BackupThread<'s> {
         match done {
             Done::Sync(ticket, result) => {
                 self.sync_asked = false;
-                let synced = result.is_ok();
-                self.writer()?.synced(&ticket, result)?;
-                if synced {
+                if self.writer()?.synced(&ticket, result)? {
                     self.shared.set_synced(&ticket.tails);
                 }
                 Ok(())

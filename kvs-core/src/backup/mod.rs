@@ -79,6 +79,15 @@ pub enum BackupError {
         /// The file.
         path: PathBuf,
     },
+    /// Somebody put another file in its place while it was being written.
+    #[error(
+        "another file was put in the place of backup file {}, so nothing can be written there: move it away, and a new one is \
+         written from memory; to go back to it, end the store and remove the segment with `kvs-tools purge`", path.display()
+    )]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file lacks what the segment knows to have written to it.
     #[error(
         "backup file {} is an older copy than the segment ({what}): to go on with the segment, move the file away, a new one \

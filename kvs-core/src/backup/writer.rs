@@ -294,18 +294,19 @@ impl<'s> Writer<'s> {
         rings(self.table.segment())?.map(|slot| slot.map(&position)).collect()
     }
 
-    /// The sync of `ticket` has ended so.
+    /// The sync of `ticket` has ended so: whether what it has of the rings is safe now.
     ///
     /// # Errors
     /// When it failed: from now on there is no file, and a new one is to be written.
-    pub fn synced(&mut self, ticket: &SyncTicket, result: std::io::Result<()>) -> Result<(), BackupError> {
+    pub fn synced(&mut self, ticket: &SyncTicket, result: std::io::Result<()>) -> Result<bool, BackupError> {
         let current = self.log.as_ref().is_some_and(|log| Arc::ptr_eq(log.file(), &ticket.file));
         match result {
-            // The file has been replaced meanwhile by one that has all of it, synced.
-            _ if !current => Ok(()),
+            // The file has been replaced meanwhile by one that has all of it, synced; or it was removed, and nothing is safe
+            // before there is a new one.
+            _ if !current => Ok(self.log.is_some()),
             Ok(()) => {
                 self.synced = self.synced.max(ticket.mark.position);
-                Ok(())
+                Ok(true)
             }
             Err(error) => {
                 self.distrust()?;
@@ -328,14 +329,14 @@ impl<'s> Writer<'s> {
     /// Whether the file at the backup file's place is still the one that is written: false when it was removed.
     ///
     /// # Errors
-    /// [`BackupError::OtherInstance`] when another one is there, or what the system says.
+    /// [`BackupError::Replaced`] when another one is there, or what the system says.
     pub fn is_in_place(&mut self) -> Result<bool, BackupError> {
         let Some(log) = &self.log else { return Ok(true) };
         let error = |error| BackupError::io(&self.path, "look at it", error);
         let own = log.file().identity().map_err(error)?;
         match self.disk.identity(&self.path).map_err(error)? {
             Some(there) if there == own => Ok(true),
-            Some(_) => Err(BackupError::OtherInstance { path: self.path.clone() }),
+            Some(_) => Err(BackupError::Replaced { path: self.path.clone() }),
             None => {
                 self.distrust()?;
                 Ok(false)
@@ -362,7 +363,11 @@ impl<'s> Writer<'s> {
             generation: self.generation + 1,
             created_ns: crate::segment::nanoseconds_since_epoch(),
         };
-        let log = Log::create(self.disk, &next_path(&self.path), &file_header)?;
+        let path = next_path(&self.path);
+        let log = Log::create(self.disk, &path, &file_header).inspect_err(|_| {
+            // What there is of it is removed with the next try at the latest.
+            let _ = self.disk.remove(&path);
+        })?;
         let heads = self.rings_at(|slot| slot.ring_head.load())?;
         self.next = Some(Rewrite { log, cursor: Some(0), synced: false, heads });
         Ok(())
@@ -479,7 +484,9 @@ impl<'s> Writer<'s> {
         Ok(())
     }
 
-    fn rename(&self, next: &Log) -> Result<(), BackupError> {
+    fn rename(&mut self, next: &Log) -> Result<(), BackupError> {
+        // Whoever put another file there may have no second copy of it.
+        self.is_in_place()?;
         let mut transaction = Transaction::begin(self.table.segment(), self.slot);
         next.mark().store(&mut transaction, &self.header()?.backup_next);
         transaction.commit()?;
@@ -501,6 +508,13 @@ impl<'s> Writer<'s> {
     /// # Errors
     /// What the disk says.
     pub fn end(&mut self) -> Result<(), BackupError> {
+        if self.log.is_none() {
+            if self.next.is_none() {
+                self.begin_rewrite()?;
+            }
+            while !self.copy_some()? {}
+            self.install_next()?;
+        }
         while self.drain()? > 0 {}
         for _ in 0..2 {
             let Some(ticket) = self.sync_ticket()? else { break };

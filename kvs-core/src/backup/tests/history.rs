@@ -89,9 +89,6 @@ impl Store {
             ring::pin_all(&plain, slot(&segment, worker)).expect("sound");
         }
         let mut server = Server::start(disk, &plain, self.workers).expect("the disk is well");
-        if !server.writer.has_file() {
-            super::rewrite(&mut server.writer);
-        }
         server.writer.end().expect("the disk is well");
         self.ledger.acknowledge(&server.tails(), disk.operations());
     }
@@ -233,7 +230,7 @@ impl<'s> Server<'s> {
             Some(result) => {
                 self.failures -= u64::from(result.is_err());
                 let synced = self.writer.synced(&ticket, result);
-                if self.expect(synced).is_some() {
+                if self.expect(synced) == Some(true) {
                     ledger.acknowledge(&ticket.tails, self.disk.operations());
                 }
             }

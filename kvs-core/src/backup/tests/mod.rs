@@ -3,8 +3,13 @@
 //!
 //! | module | what is tried |
 //! |---|---|
-//! | [`power_cut`] | power cuts at every point of random histories |
+//! | [`history`] | what the others do: lives of a store, and a ledger of them |
+//! | [`power_cut`] | power cuts at every point of such lives |
+//! | [`damage`] | bits that flip |
+//! | [`faults`] | everything that a disk can refuse, and files that don't belong there |
 
+mod damage;
+mod faults;
 mod history;
 mod power_cut;
 
