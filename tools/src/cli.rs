@@ -151,14 +151,25 @@ pub enum Command {
     )]
     Inspect(InspectOptions),
 
-    /// Verify every invariant of a segment, server running or not
+    /// Verify every invariant of a segment, or every record of a backup file
     ///
-    /// Lists what is wrong, with exit status 1. The segment is not changed: what a killed data server had decided is completed in a
-    /// private copy.
+    /// Lists what is wrong, with exit status 1. A segment may be served or not, and is not changed: what a killed data server had
+    /// decided is completed in a private copy. Of a backup file, it tells which file of its line it is, its records, entries, bytes, and
+    /// how much is known to be synced; one that a running store writes may end in a batch on its way. An end that a power cut tore is
+    /// told, and is no fault.
+    #[command(
+        after_help = "Examples:\n  kvs-tools check\n  kvs-tools check --backup ~/.local/state/kvs/kvs.backup\n  \
+                      kvs-tools check --backup damaged.backup --salvage saved.backup"
+    )]
     Check {
         /// Verify every record of this backup file instead
         #[arg(long, value_name = "FILE")]
         backup: Option<PathBuf>,
+        /// Write all sound records of the backup file to this new file, and tell what is missing
+        ///
+        /// It must not exist yet. Load it with `kvs-front --backup FILE`.
+        #[arg(long, value_name = "FILE", requires = "backup")]
+        salvage: Option<PathBuf>,
     },
 
     /// Write all keys and values to a file, as lines of JSON

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod check_backup;
 mod cli;
 mod columns;
 mod completions;
@@ -36,6 +37,7 @@ mod progress;
 mod purge;
 mod quit;
 mod record;
+mod salvage;
 mod set;
 mod stats;
 mod target;
@@ -73,7 +75,9 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::List { prefix } => list::run(&target()?, format, &prefix),
         Command::Stats => stats::run(&target()?, format),
         Command::Inspect(what) => inspect::run(&target()?, format, &what),
-        Command::Check { backup } => check::run(&target()?, format, backup.as_deref()),
+        Command::Check { backup: None, .. } => check::run(&target()?, format),
+        Command::Check { backup: Some(backup), salvage: None } => check_backup::run(&backup, format),
+        Command::Check { backup: Some(backup), salvage: Some(to) } => salvage::run(&backup, &to, format),
         Command::Export { file } => export::run(&target()?, format, &file),
         Command::Import { file } => import::run(&target()?, format, &file),
         Command::Console { command } => console::run(&target()?, format, &command),

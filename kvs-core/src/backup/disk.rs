@@ -105,20 +105,34 @@ pub trait DiskFile: Send + Sync {
 /// The machine's disks.
 pub struct SystemDisk;
 
+impl SystemDisk {
+    /// Opens the file at `path` for reading alone.
+    ///
+    /// # Errors
+    /// What the system says; `InvalidInput` when it is no plain file.
+    pub fn open_to_read(&self, path: &Path) -> io::Result<Option<Box<dyn DiskFile>>> {
+        open_plain(path, OFlags::RDONLY)
+    }
+}
+
+fn open_plain(path: &Path, access: OFlags) -> io::Result<Option<Box<dyn DiskFile>>> {
+    // A name pipe, say, would make a plain open wait.
+    let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let stat = rustix::fs::fstat(&file)?;
+    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file"));
+    }
+    Ok(Some(Box::new(SystemFile(file))))
+}
+
 impl Disk for SystemDisk {
     fn open(&self, path: &Path) -> io::Result<Option<Box<dyn DiskFile>>> {
-        // A name pipe, say, would make a plain open wait.
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = match rustix::fs::open(path, flags, Mode::empty()) {
-            Ok(file) => file,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let stat = rustix::fs::fstat(&file)?;
-        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file"));
-        }
-        Ok(Some(Box::new(SystemFile(file))))
+        open_plain(path, OFlags::RDWR)
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {

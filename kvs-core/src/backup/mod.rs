@@ -14,6 +14,7 @@
 //! | [`log`] | the file as it is written |
 //! | [`writer`] | draining, syncing, rewriting: what the backup thread does |
 //! | [`scan`] | reading a file, told apart whole, torn and damaged ones |
+//! | [`survey`](mod@survey) | what a file holds and lacks, all of it |
 //! | [`load`] | from a file to a table |
 //! | [`gate`] | what workers and the backup thread say to each other |
 //!
@@ -29,6 +30,7 @@ pub mod ring;
 pub mod scan;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod simulate;
+pub mod survey;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod tests;
 pub mod writer;

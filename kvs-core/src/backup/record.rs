@@ -93,8 +93,17 @@ impl FileHeader {
         if get_u32(bytes, 56) != crc32c::crc32c(&bytes[..56]) || get_u32(bytes, 60) != 0 {
             return Err(HeaderError::Damaged);
         }
+        Ok(Self::fields(bytes))
+    }
+
+    /// Reads them, whatever the checksum says. For saving what can be saved.
+    pub(super) fn decode_unchecked(bytes: &[u8; FILE_HEADER_BYTES]) -> Self {
+        Self::fields(bytes)
+    }
+
+    fn fields(bytes: &[u8]) -> Self {
         let id = [get_u64(bytes, 16), get_u64(bytes, 24)];
-        Ok(Self { id, generation: get_u64(bytes, 32), created_ns: get_u64(bytes, 40) })
+        Self { id, generation: get_u64(bytes, 32), created_ns: get_u64(bytes, 40) }
     }
 
     /// What the checksums of its records begin with.

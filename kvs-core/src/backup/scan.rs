@@ -216,6 +216,11 @@ pub fn judge(file: &dyn DiskFile, header: &FileHeader, position: u64, length: u6
     }
 }
 
+/// Bytes that are summed up in vain before only [short](SHORT_BYTES) records are looked for: a client can store a value that looks like
+/// the beginnings of many long ones.
+const PATIENCE_BYTES: u64 = 1 << 30;
+const SHORT_BYTES: usize = 4096;
+
 /// Visits every sound record between two positions, with its position, wherever one begins.
 ///
 /// # Errors
@@ -229,10 +234,14 @@ pub fn for_each_sound(
     let seed = header.checksum_seed();
     let mut window = Window { file, start: 0, bytes: Vec::new(), end };
     let mut at = from.next_multiple_of(8);
+    let mut patience = PATIENCE_BYTES + 8 * end.saturating_sub(from);
     while at + RECORD_HEADER_BYTES as u64 <= end {
         let found = RecordHeader::decode(window.get(at, RECORD_HEADER_BYTES)?);
         let sound = match found {
-            Some(header) if at + header.length as u64 <= end => {
+            Some(header)
+                if at + header.length as u64 <= end && (patience > 0 || header.length <= SHORT_BYTES) =>
+            {
+                patience = patience.saturating_sub(header.length as u64);
                 let bytes = window.get(at, header.length)?;
                 header.checksum_fits(seed, bytes).then_some(Sound { header, bytes })
             }
