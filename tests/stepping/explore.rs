@@ -225,6 +225,8 @@ fn walk(
             on_kind(judge, judged.done, tried).with_context(|| format!("killed after instruction {step}"))?;
         }
     }
+    let (has, known) = (stage.shared.memory_bytes()?, stage.pages.bytes());
+    demand!(has <= known, "the segment has {has} bytes of memory, its header knows of {known}");
     for change in judge.changes_in(segment)? {
         demand!(!trace.touched.clone().add(change.offset), "page {:#x} changed unnoticed", change.offset);
     }

@@ -70,6 +70,11 @@ impl Pages {
         &self.0
     }
 
+    /// Their memory, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.0.len() as u64 * PAGE_BYTES
+    }
+
     /// Those below `limit`.
     pub fn below(&self, limit: u64) -> Self {
         Self(self.0.iter().copied().filter(|&page| page < limit).collect())

@@ -37,6 +37,15 @@ impl Nameless {
         let file = segment.file().context("it has a file")?.as_fd().try_clone_to_owned()?;
         Ok(Self { segment, path, file })
     }
+
+    /// Memory it has from the kernel, in bytes.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn memory_bytes(&self) -> anyhow::Result<u64> {
+        const BLOCK_BYTES: u64 = 512;
+        Ok(u64::try_from(rustix::fs::fstat(&self.file)?.st_blocks)? * BLOCK_BYTES)
+    }
 }
 
 /// Everything one mutation needs.
