@@ -350,7 +350,7 @@ impl<'s> BackupThread<'s> {
         self.ask_for_sync()?;
         match self.rewrite() {
             // The file that there is has everything: it only stays longer than it should.
-            Err(error) if !matches!(error, BackupError::Table(_)) && self.writer()?.has_file() => {
+            Err(error) if !error.is_fatal() && self.writer()?.has_file() => {
                 log::warn!("no new backup file could be written, the old one goes on: {error}");
                 self.next_rewrite = Instant::now() + REWRITE_PAUSE;
             }
@@ -468,7 +468,7 @@ impl<'s> BackupThread<'s> {
     /// Tells what went wrong, or that all is well again.
     fn settle(&mut self, tried: Result<bool, BackupError>) -> Result<(), BackupError> {
         match tried {
-            Err(error @ BackupError::Table(_)) => return Err(error),
+            Err(error) if error.is_fatal() => return Err(error),
             Err(error) => self.trouble(&error),
             Ok(true) if self.retry_at.is_some() && self.has_somewhere_to_write() => {
                 self.retry_at = None;
@@ -503,7 +503,7 @@ impl<'s> BackupThread<'s> {
             None => Ok(()),
         };
         match ended {
-            Err(error @ BackupError::Table(_)) => Err(error),
+            Err(error) if error.is_fatal() => Err(error),
             Err(error) => {
                 log::error!("{error}; the segment has everything, and the next start goes on with it");
                 Ok(())

@@ -141,6 +141,12 @@ impl From<TransactionError> for BackupError {
 }
 
 impl BackupError {
+    /// Whether this process can't go on: it is dying, or its locks are damaged.
+    pub fn is_fatal(&self) -> bool {
+        use TransactionError::{Lock, OwnerDied};
+        matches!(self, Self::Table(TableError::Transaction(OwnerDied | Lock(_))))
+    }
+
     /// What the system said when `action` was tried on `path`.
     pub(crate) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
         Self::Io { path: path.to_path_buf(), action, source }
