@@ -257,6 +257,13 @@ fn servers_killed_at_random_lose_no_acknowledged_write_and_are_never_two() {
     }
     let acknowledged: u64 = journals.iter().map(Journal::acknowledged).sum();
     println!("{sent} kills, {restarts} times nobody was left; {acknowledged} writes acknowledged");
+    // The backup file has come through as well.
+    assert!(store.place().tools(&["quit"]).status.success());
+    let (place, launch, _) = store.await_end();
+    std::fs::remove_file(place.segment()).expect("a segment");
+    let store = launch.start_at(place);
+    assert_eq!(store.ready().start, "loaded");
+    verify(&store, &journals);
 }
 
 #[test]
