@@ -1,7 +1,7 @@
-//! The promise: either server may be killed or stopped at any moment, again and again, and the other one replaces it; clients that
+//! The promise: either server may be killed at any moment, again and again, and the other one replaces it; clients that
 //! are served don't notice the front server's death, and an orderly end is one with whatever front server there is.
 //!
-//! Method: real SIGKILLs and SIGSTOPs under load. Connections that were welcomed before a front server's death must live on, and
+//! Method: real SIGKILLs under load. Connections that were welcomed before a front server's death must live on, and
 //! new ones wait for the next. Where both may die the journals of the writers are held against the store, and
 //! `kvs-tools check` verifies the segment. `KVS_KILLS` sets how many random kills are made (80 in a normal run).
 
@@ -11,24 +11,22 @@
 )]
 mod journal;
 
-use std::fs::{self, File};
-use std::mem::offset_of;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::fs;
+use std::io::Write;
 use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use journal::{Journal, Writer};
-use kvs_core::segment::layout::{Regions, WorkerSlot};
 use kvs_harness::binaries;
 use kvs_harness::connection::{Answer, Connection, get, hello, increment, set};
-use kvs_harness::processes::{Paused, kill_store, of_store, open_descriptors, send};
+use kvs_harness::processes::{MARK, Paused, kill_store, of_store, open_descriptors, program_of, send};
 use kvs_harness::random::{Random, seed};
 use kvs_harness::store::{Launch, Place, Store};
 use kvs_harness::wait::{SOON, eventually, eventually_some};
-use rustix::process::Signal;
-use serde_json::Value;
+use rustix::process::{Pid, Signal};
 
 const WRITERS: u64 = 4;
 
@@ -73,40 +71,6 @@ fn verify(store: &Store, journals: &[Journal]) {
     assert!(check.status.success(), "kvs-tools check: {}", String::from_utf8_lossy(&check.stdout));
 }
 
-/// A new connection that is served. One that reached a front server just before its death may be lost; the next one counts.
-fn new_client(store: &Store) -> Connection {
-    eventually_some("a new client is served", SOON, || {
-        let mut client = Connection::welcomed_tcp(store.ready().tcp).ok()?;
-        client.ask(&get(b"any")).ok()?;
-        Some(client)
-    })
-}
-
-fn statistics(place: &Place) -> Value {
-    eventually_some("the store tells its counters", SOON, || {
-        let told = place.tools(&["stats", "--json"]);
-        told.status.success().then(|| serde_json::from_slice(&told.stdout).expect("JSON"))
-    })
-}
-
-fn console(place: &Place, command: &str) -> String {
-    use std::io::Write;
-    use std::process::Stdio;
-    let mut tool = place.tools_command();
-    let mut tool = tool.arg("console").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("started");
-    writeln!(tool.stdin.take().expect("a pipe"), "{command}").expect("it reads");
-    let output = tool.wait_with_output().expect("ended");
-    assert!(output.status.success(), "console: {}", output.status);
-    String::from_utf8(output.stdout).expect("text")
-}
-
-fn assert_nothing_left(place: &Place) {
-    assert_eq!(of_store(place.name()), [], "no process is left");
-    assert!(!place.unix().exists(), "the socket's file is removed");
-    assert!(!place.unix().with_extension("console").exists(), "the console's file is removed");
-    assert!(place.segment().exists(), "the segment stays");
-}
-
 #[test]
 fn front_killed_under_load_clients_notice_nothing_and_new_ones_are_served() {
     const KILLS: u64 = 20;
@@ -116,9 +80,9 @@ fn front_killed_under_load_clients_notice_nothing_and_new_ones_are_served() {
         let descriptors = open_descriptors(store.data_pid()).expect("it runs");
         for kill in 1..=KILLS {
             let dead = store.kill_front();
-            new_client(&store);
+            store.new_client();
             assert_ne!(store.present_front_pid(), dead);
-            let told = statistics(store.place());
+            let told = store.place().statistics();
             assert_eq!((&told["front_restarts"], &told["data_restarts"]), (&kill.into(), &0.into()));
             await_progress(written);
         }
@@ -139,7 +103,7 @@ fn front_relaunched_knows_all_clients_and_keeps_the_limit() {
     let mut clients: Vec<Connection> =
         (0..149).map(|at| if at % 2 == 0 { store.connect() } else { store.connect_unix() }).collect();
     store.kill_front();
-    let last = new_client(&store);
+    let last = store.new_client();
     let refused = Connection::welcomed_tcp(store.ready().tcp).expect_err("one too many");
     assert!(refused.to_string().contains("TooManyConnections"), "{refused}");
     clients.truncate(100);
@@ -147,7 +111,7 @@ fn front_relaunched_knows_all_clients_and_keeps_the_limit() {
     eventually("the places of clients that left are free", SOON, || {
         Connection::welcomed_unix(&store.ready().unix).is_ok()
     });
-    let listed = console(store.place(), "clients");
+    let listed = store.place().console("clients");
     assert_eq!(listed.matches("  tcp   127.0.0.1:").count(), 50, "{listed}");
     for client in &mut clients {
         assert!(matches!(client.ask(&increment(b"all", 1)).expect("served"), Answer::Number(_)));
@@ -157,9 +121,9 @@ fn front_relaunched_knows_all_clients_and_keeps_the_limit() {
 #[test]
 fn front_relaunched_lets_nobody_in_before_it_knows_all_clients() {
     let place = Place::new();
-    let store = launch_of_copies(&place).option("--max-connections", "50").start_at(place);
+    let store = place.launch_of_copies().option("--max-connections", "50").start_at(place);
     let clients: Vec<Connection> = (0..48).map(|_| store.connect()).collect();
-    replace_by_script(store.place(), "kvs-front", "#!/bin/sh\nexit 3\n");
+    store.place().replace_by_script("kvs-front", "#!/bin/sh\nexit 3\n");
     store.kill_front();
     let mut waiting: Vec<Connection> = (0..10)
         .map(|_| {
@@ -169,7 +133,7 @@ fn front_relaunched_lets_nobody_in_before_it_knows_all_clients() {
             new
         })
         .collect();
-    put_back(store.place(), "kvs-front");
+    store.place().put_back("kvs-front");
     let welcomed = |new: &mut Connection| matches!(new.receive(), Ok((_, Answer::Welcome { .. })));
     assert_eq!(waiting.iter_mut().map(welcomed).filter(|welcomed| *welcomed).count(), 2);
     drop(clients);
@@ -181,11 +145,11 @@ fn data_killed_under_a_relaunched_front_is_replaced_as_ever() {
     assert_eq!(store.connect().ask(&set(b"kept", b"yes")).expect("stored"), Answer::Stored);
     for round in 1..=5 {
         store.kill_front();
-        let mut before = new_client(&store);
+        let mut before = store.new_client();
         store.kill_data();
         assert!(before.ask(&get(b"kept")).is_err(), "its connection has ended");
-        assert_eq!(new_client(&store).ask(&get(b"kept")).expect("read"), Answer::Value(b"yes".to_vec()));
-        let told = statistics(store.place());
+        assert_eq!(store.new_client().ask(&get(b"kept")).expect("read"), Answer::Value(b"yes".to_vec()));
+        let told = store.place().statistics();
         assert_eq!((&told["front_restarts"], &told["data_restarts"]), (&round.into(), &round.into()));
     }
 }
@@ -246,11 +210,8 @@ fn servers_killed_at_random_lose_no_acknowledged_write_and_are_never_two() {
             store = launch.start_at(place);
             assert_eq!(store.ready().start, "attached");
         }
-        new_client(&store);
-        let mut living: Vec<_> = of_store(store.place().name())
-            .into_iter()
-            .filter_map(kvs_harness::processes::program_of)
-            .collect();
+        store.new_client();
+        let mut living: Vec<_> = of_store(store.place().name()).into_iter().filter_map(program_of).collect();
         living.sort();
         assert_eq!(living, ["kvs-data", "kvs-front"], "one of each");
         verify(&store, &journals);
@@ -271,152 +232,40 @@ fn both_killed_and_started_by_hand_go_on_where_they_were() {
     let store = Store::start();
     assert_eq!(store.connect().ask(&set(b"kept", b"yes")).expect("stored"), Answer::Stored);
     store.kill_front();
-    new_client(&store);
+    store.new_client();
     kill_store(store.place().name());
     let (place, launch, _) = store.await_end();
     assert!(place.unix().exists() && place.unix().with_extension("console").exists(), "stale files");
     let store = launch.start_at(place);
     assert_eq!((store.ready().start.as_str(), store.ready().entries), ("attached", 1));
     assert_eq!(store.connect_unix().ask(&get(b"kept")).expect("read"), Answer::Value(b"yes".to_vec()));
-    assert!(console(store.place(), "status").contains("entries"));
-}
-
-#[test]
-fn front_stopped_is_killed_and_replaced_within_the_timeout() {
-    let store = Launch::new().option("--hang-timeout", "500ms").start();
-    let mut before = store.connect();
-    let hung = store.front_pid();
-    send(hung, Signal::STOP);
-    eventually("the one that hangs is dead", SOON, || !of_store(store.place().name()).contains(&hung));
-    new_client(&store);
-    assert_eq!(before.ask(&set(b"served", b"on")).expect("served"), Answer::Stored);
-    assert!(store.place().log().contains("the front server has stood still for 500ms"));
-    assert_eq!(statistics(store.place())["front_restarts"], 1);
-}
-
-#[test]
-fn data_stopped_is_killed_and_replaced_within_the_timeout() {
-    let store = Launch::new().option("--hang-timeout", "500ms").start();
-    assert_eq!(store.connect().ask(&set(b"kept", b"yes")).expect("stored"), Answer::Stored);
-    for _ in 0..2 {
-        let hung = store.data_pid();
-        send(hung, Signal::STOP);
-        let mut next = new_client(&store);
-        assert_eq!(next.ask(&get(b"kept")).expect("read"), Answer::Value(b"yes".to_vec()));
-        assert_ne!(store.data_pid(), hung);
-        // The next one is stopped under a front server that did not launch it.
-        store.kill_front();
-        new_client(&store);
-    }
-    assert!(store.place().log().contains("has stood still for 500ms"));
-}
-
-#[test]
-fn servers_that_work_are_not_taken_for_hung() {
-    let store = Launch::new().option("--hang-timeout", "1s").start();
-    let servers = [store.front_pid(), store.data_pid()];
-    under_load(&store, &mut journals(&mut Random::new(seed())), |_| {
-        // Much longer than the time-out: it is what is tried here.
-        thread::sleep(Duration::from_millis(3_500));
-    });
-    assert_eq!([store.present_front_pid(), store.data_pid()], servers, "{}", store.place().log());
-}
-
-#[test]
-fn worker_that_does_not_get_on_is_a_hang_of_the_data_server() {
-    let store = Launch::new().option("--hang-timeout", "500ms").option("--workers", "1").start();
-    assert_eq!(store.connect().ask(&set(b"kept", b"yes")).expect("stored"), Answer::Stored);
-    let hung = store.data_pid();
-    // What a worker that stands still in its turn leaves there; an idle one does not touch it.
-    let segment = File::options().read(true).write(true).open(store.place().segment()).expect("a segment");
-    let capacity = 256 << 20;
-    let turn = Regions::new(capacity).worker(0).bytes() + offset_of!(WorkerSlot, turn) as u64;
-    let mut word = [0; 8];
-    eventually("the worker is idle", SOON, || {
-        segment.read_exact_at(&mut word, turn).expect("read");
-        u64::from_le_bytes(word).is_multiple_of(2)
-    });
-    segment.write_all_at(&(u64::from_le_bytes(word) + 1).to_le_bytes(), turn).expect("written");
-    eventually("the one that hangs is dead", SOON, || !of_store(store.place().name()).contains(&hung));
-    assert_eq!(new_client(&store).ask(&get(b"kept")).expect("read"), Answer::Value(b"yes".to_vec()));
-    assert!(store.place().log().contains("worker 0 has not got on for 500ms"), "{}", store.place().log());
-}
-
-#[test]
-fn both_stopped_and_continued_are_not_taken_for_hung() {
-    let store = Launch::new().option("--hang-timeout", "2s").start();
-    let servers = [store.front_pid(), store.data_pid()];
-    let paused = servers.map(Paused::new);
-    // Longer than the time-out: it is what is tried here.
-    thread::sleep(Duration::from_millis(2_500));
-    drop(paused);
-    thread::sleep(Duration::from_millis(500));
-    new_client(&store);
-    assert_eq!([store.present_front_pid(), store.data_pid()], servers, "{}", store.place().log());
-}
-
-#[test]
-fn hang_timeout_of_zero_takes_nobody_for_hung() {
-    let store = Launch::new().option("--hang-timeout", "0s").start();
-    let mut before = store.connect();
-    let paused = Paused::new(store.front_pid());
-    assert_eq!(before.ask(&set(b"served", b"on")).expect("served"), Answer::Stored);
-    thread::sleep(Duration::from_millis(500));
-    drop(paused);
-    store.kill_front();
-    new_client(&store);
-    store.kill_data();
-    new_client(&store);
-}
-
-/// A launch from a directory of its own, in which programs can be taken away.
-fn launch_of_copies(place: &Place) -> Launch {
-    for program in ["kvs-front", "kvs-data"] {
-        put_back(place, program);
-    }
-    Launch::new().front(place.directory().join("kvs-front"))
-}
-
-fn put_back(place: &Place, program: &str) {
-    // Beside it first, so that nobody runs half a program.
-    let path = place.directory().join(program);
-    let beside = path.with_extension("new");
-    fs::copy(binaries::program(program), &beside).expect("copied");
-    fs::rename(beside, path).expect("put in place");
-}
-
-fn replace_by_script(place: &Place, program: &str, script: &str) {
-    let path = place.directory().join(program);
-    let beside = path.with_extension("new");
-    fs::write(&beside, script).expect("written");
-    fs::set_permissions(&beside, fs::Permissions::from_mode(0o755)).expect("mode");
-    fs::rename(beside, path).expect("put in place");
+    assert!(store.place().console("status").contains("entries"));
 }
 
 #[test]
 fn data_that_can_not_start_again_and_again_is_said_and_the_front_waits() {
     let place = Place::new();
-    let store = launch_of_copies(&place).start_at(place);
+    let store = place.launch_of_copies().start_at(place);
     assert_eq!(store.connect().ask(&set(b"kept", b"yes")).expect("stored"), Answer::Stored);
-    replace_by_script(store.place(), "kvs-data", "#!/bin/sh\necho no such luck >&2\nexit 3\n");
+    store.place().replace_by_script("kvs-data", "#!/bin/sh\necho no such luck >&2\nexit 3\n");
     store.kill_data();
     eventually("pauses grow", SOON, || store.place().log().contains("launching it in 80 ms"));
     for said in ["died before it was ready", "no such luck", "launching it in 20 ms", "launching it in 40 ms"]
     {
         assert!(store.place().log().contains(said), "no {said:?} in {}", store.place().log());
     }
-    assert!(console(store.place(), "status").contains("the next one is starting"));
-    put_back(store.place(), "kvs-data");
-    assert_eq!(new_client(&store).ask(&get(b"kept")).expect("read"), Answer::Value(b"yes".to_vec()));
+    assert!(store.place().console("status").contains("the next one is starting"));
+    store.place().put_back("kvs-data");
+    assert_eq!(store.new_client().ask(&get(b"kept")).expect("read"), Answer::Value(b"yes".to_vec()));
     assert_eq!(store.present_front_pid(), store.front_pid());
 }
 
 #[test]
 fn front_that_can_not_start_again_and_again_is_said_and_clients_are_served_on() {
     let place = Place::new();
-    let store = launch_of_copies(&place).start_at(place);
+    let store = place.launch_of_copies().start_at(place);
     let mut before = store.connect();
-    replace_by_script(store.place(), "kvs-front", "#!/bin/sh\necho no such luck >&2\nexit 3\n");
+    store.place().replace_by_script("kvs-front", "#!/bin/sh\necho no such luck >&2\nexit 3\n");
     store.kill_front();
     eventually("pauses grow", SOON, || store.place().log().contains("launching it in 80 ms"));
     for said in ["no front server: the one launched ended at its start", "no such luck"] {
@@ -426,31 +275,37 @@ fn front_that_can_not_start_again_and_again_is_said_and_clients_are_served_on() 
     let mut waiting = Connection::tcp(store.ready().tcp).expect("the port is open");
     waiting.queue(&hello());
     waiting.flush().expect("sent");
-    put_back(store.place(), "kvs-front");
+    store.place().put_back("kvs-front");
     assert!(matches!(waiting.receive().expect("welcomed").1, Answer::Welcome { .. }));
-    assert_eq!(statistics(store.place())["front_restarts"], 1);
+    assert_eq!(store.place().statistics()["front_restarts"], 1);
 }
 
 #[test]
 fn quit_of_a_store_whose_front_was_relaunched_leaves_nothing() {
     type Quit = fn(&Store);
-    let ways: [(&str, Quit); 4] = [
+    let ways: [(&str, Quit); 5] = [
         ("kvs-tools quit", |store| assert!(store.place().tools(&["quit"]).status.success())),
-        ("console", |store| assert!(console(store.place(), "quit").contains("ended"))),
+        ("console", |store| assert!(store.place().console("quit").contains("ended"))),
         ("SIGTERM to the front server", |store| send(store.present_front_pid(), Signal::TERM)),
         ("SIGTERM to the data server", |store| send(store.data_pid(), Signal::TERM)),
+        // As systemd does it.
+        ("SIGTERM to both", |store| {
+            for pid in [store.present_front_pid(), store.data_pid()] {
+                send(pid, Signal::TERM);
+            }
+        }),
     ];
     for (way, quit) in ways {
         let store = Store::start();
         let mut client = store.connect();
         assert_eq!(client.ask(&set(b"kept", b"yes")).expect("stored"), Answer::Stored);
         store.kill_front();
-        new_client(&store);
+        store.new_client();
         store.kill_data();
-        new_client(&store);
+        store.new_client();
         quit(&store);
         let (place, launch, _) = store.await_end();
-        assert_nothing_left(&place);
+        place.assert_ended_in_order();
         let store = launch.start_at(place);
         assert_eq!((store.ready().start.as_str(), store.ready().entries), ("attached", 1), "{way}");
     }
@@ -462,19 +317,79 @@ fn data_told_to_end_by_a_signal_ends_the_store_in_order() {
     send(store.data_pid(), Signal::TERM);
     let (place, _, status) = store.await_end();
     assert_eq!(status.code(), Some(0), "{}", place.log());
-    assert_nothing_left(&place);
+    place.assert_ended_in_order();
 }
 
 #[test]
 fn data_told_to_end_while_there_is_no_front_ends_in_order() {
     let place = Place::new();
-    let store = launch_of_copies(&place).start_at(place);
-    replace_by_script(store.place(), "kvs-front", "#!/bin/sh\nexit 3\n");
+    let store = place.launch_of_copies().start_at(place);
+    store.place().replace_by_script("kvs-front", "#!/bin/sh\nexit 3\n");
     store.kill_front();
     eventually("it is tried again", SOON, || store.place().log().contains("launching it in 40 ms"));
     send(store.data_pid(), Signal::TERM);
     let (place, ..) = store.await_end();
-    assert_nothing_left(&place);
+    place.assert_ended_in_order();
+}
+
+#[test]
+fn front_killed_while_the_store_ends_does_not_keep_it_from_ending() {
+    let store = Store::start();
+    let paused = Paused::new(store.data_pid());
+    send(store.front_pid(), Signal::TERM);
+    eventually("the end has begun", SOON, || store.place().log().contains("ending"));
+    // What it has told the data server is there, read or not.
+    store.kill_front();
+    drop(paused);
+    store.await_end().0.assert_ended_in_order();
+}
+
+#[test]
+fn front_relaunched_has_the_terminal_while_the_job_has_it() {
+    if Command::new("script").arg("--version").output().is_err() {
+        println!("skipped: there is no `script` to play a terminal");
+        return;
+    }
+    let place = Place::new();
+    let front = binaries::program("kvs-front");
+    let job = format!(
+        "{} --name {} --unix {} --listen 127.0.0.1:0 --backup {}; echo the job goes on; sleep 600",
+        front.display(),
+        place.name(),
+        place.unix().display(),
+        place.backup().display()
+    );
+    let output = place.directory().join("typescript");
+    let mut terminal = Command::new("script")
+        .args(["-qefc", &job])
+        .arg(&output)
+        .env(MARK, place.name())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("started");
+    let shows = |text: &str| {
+        eventually(text, SOON, || {
+            fs::read(&output).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(text))
+        });
+    };
+    let mut keys = terminal.stdin.take().expect("a pipe");
+    shows("ready name=");
+    keys.write_all(b"\x1a").expect("typed");
+    shows("Ctrl-Z is ignored");
+    let front = || {
+        let is_front = |pid: &Pid| program_of(*pid).is_some_and(|program| program == "kvs-front");
+        of_store(place.name()).into_iter().find(is_front)
+    };
+    send(front().expect("it runs"), Signal::KILL);
+    shows("has taken over");
+    keys.write_all(b"status\n").expect("typed");
+    shows("relaunched once");
+    // Ctrl-C ends the store, and the shell's job with it.
+    keys.write_all(b"\x03").expect("typed");
+    eventually("all of it has ended", SOON, || of_store(place.name()).is_empty());
+    place.assert_ended_in_order();
+    let _ = terminal.wait();
 }
 
 #[test]
@@ -483,26 +398,13 @@ fn console_on_standard_input_goes_on_with_the_next_front() {
     store.type_line("help");
     eventually("the console answers", SOON, || store.place().log().contains("who is connected"));
     let dead = store.kill_front();
-    new_client(&store);
+    store.new_client();
     let next = store.present_front_pid();
     store.type_line("status");
     eventually("the next one answers", SOON, || store.place().log().contains(&format!("pid {next}, up")));
     assert!(!store.place().log().contains(&format!("pid {dead}, up")));
     store.type_line("quit");
-    assert_nothing_left(&store.await_end().0);
-}
-
-#[test]
-fn front_is_not_stopped_by_the_terminal() {
-    let store = Store::start();
-    for _ in 0..2 {
-        send(store.present_front_pid(), Signal::TSTP);
-        eventually("it says so", SOON, || store.place().log().contains("Ctrl-Z is ignored"));
-        new_client(&store);
-        store.kill_front();
-        new_client(&store);
-    }
-    assert_eq!(statistics(store.place())["front_restarts"], 2);
+    store.await_end().0.assert_ended_in_order();
 }
 
 #[test]
@@ -524,64 +426,8 @@ fn systemd_is_told_of_the_next_front() {
         assert_eq!(next, format!("MAINPID={}\nREADY=1", store.present_front_pid()));
         // The next one is launched by a data server that the first front server did not launch.
         store.kill_data();
-        new_client(&store);
+        store.new_client();
     }
     send(store.present_front_pid(), Signal::TERM);
     assert_eq!(told(&socket), "STOPPING=1");
-}
-
-/// Figures for the report: run with `cargo test --release -p kvs-harness --test supervision -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement: needs a quiet machine and takes minutes"]
-fn times_from_a_kill_or_a_stop_to_serving_again_are_measured() {
-    for clients in [0, 1_000, 9_000] {
-        let store = Store::start();
-        let _held: Vec<Connection> = (0..clients).map(|_| store.connect()).collect();
-        let times = (0..100).map(|_| time_to_new_client(&store, "kvs-front", Signal::KILL));
-        report(&format!("front killed, {clients} clients: new one served"), times);
-        let mut served = store.connect();
-        let times = (0..100).map(|_| longest_answer(&store, &mut served));
-        report(&format!("front killed, {clients} clients: longest answer of one served"), times);
-    }
-    let store = Launch::new().option("--hang-timeout", "1s").start();
-    for program in ["kvs-front", "kvs-data"] {
-        let times = (0..30).map(|_| time_to_new_client(&store, program, Signal::STOP));
-        report(&format!("{program} stopped, --hang-timeout 1s: new one served"), times);
-    }
-}
-
-fn time_to_new_client(store: &Store, program: &str, signal: Signal) -> Duration {
-    thread::sleep(Duration::from_millis(100));
-    let pid = eventually_some("the server runs", SOON, || store.find(program));
-    send(pid, signal);
-    let start = Instant::now();
-    new_client(store);
-    start.elapsed()
-}
-
-/// The longest of the answers in the time around the front server's death.
-fn longest_answer(store: &Store, served: &mut Connection) -> Duration {
-    thread::sleep(Duration::from_millis(50));
-    send(store.present_front_pid(), Signal::KILL);
-    let start = Instant::now();
-    let mut longest = Duration::ZERO;
-    while start.elapsed() < Duration::from_millis(30) {
-        let asked = Instant::now();
-        served.ask(&get(b"any")).expect("served on");
-        longest = longest.max(asked.elapsed());
-    }
-    longest
-}
-
-fn report(what: &str, times: impl Iterator<Item = Duration>) {
-    let mut times: Vec<Duration> = times.collect();
-    times.sort();
-    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
-    println!(
-        "{what}: median {:?}, p99 {:?}, longest {:?}, {} times",
-        at(0.5),
-        at(0.99),
-        at(1.0),
-        times.len()
-    );
 }

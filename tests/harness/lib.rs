@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`binaries`] | the programs under test, built in the profile of the running test |
 //! | [`store`] | a running store of its own for one test, and the end of it |
+//! | [`present`] | a store whose servers come and go |
 //! | [`processes`] | finding, stopping and killing the processes of a store |
 //! | [`connection`] | a plain connection that says exactly what a test wants said |
 //! | [`random`] | random numbers that a seed repeats |
@@ -17,6 +18,7 @@
 
 pub mod binaries;
 pub mod connection;
+pub mod present;
 pub mod processes;
 pub mod random;
 pub mod store;

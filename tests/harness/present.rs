@@ -1,0 +1,90 @@
+//! A store whose servers come and go: what a client or an operator meets who doesn't give up at once.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::binaries;
+use crate::connection::{Connection, get};
+use crate::processes::of_store;
+use crate::store::{Launch, Place, Store};
+use crate::wait::{SOON, eventually_some};
+
+impl Store {
+    /// A new connection that is served. One that reached a server just before its death may be lost; the next one counts.
+    pub fn new_client(&self) -> Connection {
+        eventually_some("a new client is served", SOON, || {
+            let mut client = Connection::welcomed_tcp(self.ready().tcp).ok()?;
+            client.ask(&get(b"any")).ok()?;
+            Some(client)
+        })
+    }
+}
+
+impl Place {
+    /// The counters, as `kvs-tools stats --json` tells them.
+    pub fn statistics(&self) -> Value {
+        eventually_some("the store tells its counters", SOON, || {
+            let told = self.tools(&["stats", "--json"]);
+            told.status.success().then(|| serde_json::from_slice(&told.stdout).expect("JSON"))
+        })
+    }
+
+    /// The answer to a command on `kvs-tools console`.
+    ///
+    /// # Panics
+    /// When the console can't be had.
+    pub fn console(&self, command: &str) -> String {
+        let mut tool = self.tools_command();
+        let tool = tool.arg("console").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut tool = tool.spawn().expect("started");
+        writeln!(tool.stdin.take().expect("a pipe"), "{command}").expect("it reads");
+        let output = tool.wait_with_output().expect("ended");
+        assert!(output.status.success(), "console: {}", output.status);
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// A launch from copies of the servers in the place's directory, where they can be taken away.
+    pub fn launch_of_copies(&self) -> Launch {
+        for program in ["kvs-front", "kvs-data"] {
+            self.put_back(program);
+        }
+        Launch::new().front(self.directory().join("kvs-front"))
+    }
+
+    /// Puts the copy of a program in its place.
+    ///
+    /// # Panics
+    /// When the disk is full.
+    pub fn put_back(&self, program: &str) {
+        let beside = self.directory().join(program).with_extension("new");
+        fs::copy(binaries::program(program), &beside).expect("copied");
+        // At once, so that nobody runs half a program.
+        fs::rename(&beside, beside.with_extension("")).expect("put in place");
+    }
+
+    /// Puts a script in the place of a program's copy.
+    ///
+    /// # Panics
+    /// When the disk is full.
+    pub fn replace_by_script(&self, program: &str, script: &str) {
+        let beside = self.directory().join(program).with_extension("new");
+        fs::write(&beside, script).expect("written");
+        fs::set_permissions(&beside, fs::Permissions::from_mode(0o755)).expect("mode");
+        fs::rename(&beside, beside.with_extension("")).expect("put in place");
+    }
+
+    /// Checks that an orderly end left the segment and nothing else.
+    ///
+    /// # Panics
+    /// When it did not.
+    pub fn assert_ended_in_order(&self) {
+        assert_eq!(of_store(self.name()), [], "no process is left");
+        assert!(!self.unix().exists(), "the socket's file is removed");
+        assert!(!self.unix().with_extension("console").exists(), "the console's file is removed");
+        assert!(self.segment().exists(), "the segment stays");
+    }
+}
