@@ -201,24 +201,26 @@ fn walk(
     judge.begin();
     let mut watch = Watch::new(segment.memory(), &trace.touched)?;
     let (mut walked, mut kinds) = (Walked { points: Vec::new(), lock_steps: Vec::new() }, HashSet::new());
-    let (mut step, mut files) = (0, stage.files()?);
+    let (mut step, mut files, mut changes) = (0, stage.files()?, Vec::new());
     while child.step()? == Event::Stepped {
         step += 1;
         tried.points = step;
         if step % LOOK_EVERY == 0 && effort.is_over() {
             return Ok(walked);
         }
-        let (mut lock_changed, files_before) = (false, files);
-        let changed =
-            watch.changed(segment.memory(), |change| lock_changed |= is_lock(segment, change.offset))?;
+        let files_before = files;
+        changes.clear();
+        watch.changed(segment.memory(), |change| changes.push(change))?;
         files = stage.files()?;
-        if !changed && files == files_before {
+        if changes.is_empty() && files == files_before {
             continue;
         }
         tried.images += 1;
         judge.take(segment)?;
+        judge.follow(&changes).with_context(|| format!("after instruction {step}"))?;
         let judged = stage.judge(judge).with_context(|| format!("killed after instruction {step}"))?;
         walked.points.push(Point { step, fingerprint: Some(judge.fingerprint(&trace.touched)?) });
+        let lock_changed = changes.iter().any(|change| is_lock(segment, change.offset));
         walked.lock_steps.extend(lock_changed.then_some(step));
         if kinds.insert(judged.kind) {
             tried.kinds += 1;

@@ -6,7 +6,7 @@
 //!    executed ones, and no others, made of it, as in the backup ring, in order, is what they changed.
 //! 3. After recovery as the data server does it: the same of the table, no fault, every lock free.
 //! 4. Recovery a second time changes nothing.
-//! 5. A slot that changed: its home's sequence went up, and did so before the memory of the entry was free again.
+//! 5. A slot that changed: its home's sequence went up, after that, and before the memory of the entry could be another's.
 //! 6. The client's next try brings everything to its end.
 //! 7. Where it is about the backup file: taken up by the next data server, it comes to hold what the table holds.
 
@@ -24,7 +24,7 @@ use crate::backup::Files;
 use crate::client::Client;
 use crate::image::{Image, locks, owners_die};
 use crate::pages::{Change, Pages, is_lock};
-use crate::readers;
+use crate::readers::{self, Order};
 use crate::store::{Expected, Model, look_up};
 use crate::violation::{demand, must};
 
@@ -52,6 +52,7 @@ pub struct Judge<'e> {
     base: Base,
     /// How far readers have seen the requests happen.
     seen: usize,
+    order: Order,
 }
 
 impl<'e> Judge<'e> {
@@ -71,12 +72,22 @@ impl<'e> Judge<'e> {
             base: Base::of(segment)?,
             before,
             seen: 0,
+            order: Order::default(),
         })
     }
 
     /// The mutation begins anew.
     pub fn begin(&mut self) {
         self.seen = 0;
+        self.order = Order::default();
+    }
+
+    /// These words have changed since the image before.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn follow(&mut self, changes: &[Change]) -> anyhow::Result<()> {
+        self.order.follow(&self.image, changes)
     }
 
     /// Takes what `segment` is now for the image at hand; whoever holds a lock in it is dead there, and the kernel has said so.

@@ -1,11 +1,13 @@
 //! What lock-free readers rely on.
 //!
 //! One that reads an image as it stands finds every key. For one that is in the midst of a read, each home says by its sequence
-//! that a slot of one of its entries changed, and says so before the memory of the entry can be another's.
+//! that a slot of one of its entries changed: after the change, and before the memory of the entry can be another's.
+
+use std::mem::offset_of;
 
 use kvs_core::arena::slab::{Meta, Slab, block_index, slab_of};
 use kvs_core::segment::Segment;
-use kvs_core::segment::layout::BUCKET_BYTES;
+use kvs_core::segment::layout::{BUCKET_BYTES, Shard};
 use kvs_core::sys::memory::Offset;
 use kvs_core::table::bucket::{BucketHeader, Buckets, Slot};
 use kvs_core::table::entry::Entry;
@@ -68,6 +70,51 @@ pub fn nothing_freed_unsaid(pages: &Pages, before: &Image, image: &Image) -> any
         }
     }
     Ok(())
+}
+
+/// Watches the order of changes for readers that were in the midst of a read: each slot that changes, the sequence of its home
+/// does afterwards, and before the shard's lock is free.
+#[derive(Default)]
+pub struct Order {
+    /// Shards, and their headers that are still to change.
+    awaited: Vec<(u64, u64)>,
+    /// A growth step has another order: readers notice the geometry.
+    grows: bool,
+}
+
+impl Order {
+    /// These words have changed, and what came of it is `image`.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn follow(&mut self, image: &Image, changes: &[Change]) -> anyhow::Result<()> {
+        let regions = image.segment.regions();
+        let is_geometry = |change: &Change| {
+            let at = offset_of!(Shard, geometry) as u64;
+            (0..regions.shard_count).any(|index| regions.shard(index).bytes() + at == change.offset)
+        };
+        self.grows |= changes.iter().any(is_geometry);
+        for change in changes.iter().filter(|change| (regions.buckets..regions.data).contains(&change.offset))
+        {
+            if (change.offset - regions.buckets).is_multiple_of(BUCKET_BYTES) {
+                self.awaited.retain(|(_, header)| *header != change.offset);
+                continue;
+            }
+            let shard = shard_of(image, change.offset);
+            for word in [change.old, change.new] {
+                let home = home_of(image, change.offset, word)?;
+                let header = home.map(|home| regions.bucket_region(shard) + home * BUCKET_BYTES);
+                self.awaited.extend(header.map(|header| (shard, header)));
+            }
+        }
+        for (shard, header) in self.awaited.iter().filter(|_| !self.grows) {
+            demand!(
+                is_held(&image.segment, &image.segment.shard(*shard)?.lock)?,
+                "shard {shard} is unlocked, and the header at {header:#x} did not change after a slot of its home"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Slots that differ.
