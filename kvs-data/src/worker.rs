@@ -35,6 +35,8 @@ const RINGS_MAX: u64 = 512;
 const RING_BYTES: u64 = 32 << 10;
 /// Clients looked at in one round for buffers that nobody uses, while too many are held.
 const COOLED_MAX: usize = 64;
+/// Messages with clients for a new front server in one round.
+const INTRODUCTIONS_MAX: usize = 4;
 /// Pause before the front server is told again what it had no room for.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Pause between two looks whether a replaced value is still being sent.
@@ -135,6 +137,8 @@ struct Worker<'s> {
     front: Arc<OwnedFd>,
     /// Clients in places from here on are still to be introduced to it.
     strangers_from: Option<usize>,
+    /// When the next of them are.
+    introduce_at: Instant,
     clients: Vec<Option<Client<'s>>>,
     free: Vec<usize>,
     lingering: Vec<usize>,
@@ -169,6 +173,7 @@ impl<'s> Worker<'s> {
             inbox,
             front,
             strangers_from: None,
+            introduce_at: Instant::now(),
             clients: Vec::new(),
             free: Vec::new(),
             lingering: Vec::new(),
@@ -241,9 +246,10 @@ impl<'s> Worker<'s> {
     fn timeout(&self) -> Option<rustix::event::Timespec> {
         let lingering = self.lingering.iter().filter_map(|&place| self.clients[place].as_ref()?.linger_until);
         let garbage = (self.slot.garbage.load() != 0).then_some(GARBAGE_PAUSE);
-        let untold = (!self.closed.is_empty() || self.strangers_from.is_some()).then_some(RETRY_PAUSE);
+        let untold = (!self.closed.is_empty()).then_some(RETRY_PAUSE);
+        let introduction = self.strangers_from.map(|_| self.introduce_at);
         let retries = garbage.into_iter().chain(untold).map(|pause| Instant::now() + pause);
-        let next = lingering.chain(self.stop_at).chain(retries).min()?;
+        let next = lingering.chain(self.stop_at).chain(retries).chain(introduction).min()?;
         let pause = next.saturating_duration_since(Instant::now());
         Some(rustix::event::Timespec {
             tv_sec: pause.as_secs().try_into().unwrap_or(0),
@@ -409,10 +415,11 @@ impl<'s> Worker<'s> {
         }
     }
 
-    /// Gives a new front server duplicates of the clients' sockets. What it has no room for now it gets later: clients don't
-    /// wait for it.
+    /// Gives a new front server duplicates of the clients' sockets, some in each round. What it has no room for now it gets
+    /// later: clients don't wait for it.
     fn introduce(&mut self) {
-        while let Some(from) = self.strangers_from {
+        for _ in 0..INTRODUCTIONS_MAX {
+            let Some(from) = self.strangers_from else { return };
             let mut rest = self.clients.iter().enumerate().skip(from);
             let batch: Vec<(usize, &Client<'s>)> = rest
                 .by_ref()
@@ -429,9 +436,13 @@ impl<'s> Worker<'s> {
                 // It is gone, and the next one is told of all again.
                 Err(ControlError::Passing(PassingError::Disconnected)) => self.strangers_from = None,
                 // No room, or the kernel is short of memory just now.
-                Err(_) => return,
+                Err(_) => {
+                    self.introduce_at = Instant::now() + RETRY_PAUSE;
+                    return;
+                }
             }
         }
+        self.introduce_at = Instant::now();
     }
 
     /// Executes what is there already, and gives clients a while to take their answers.
