@@ -111,6 +111,20 @@ fn front_that_hangs_while_a_signal_asks_for_the_end_is_killed_and_the_store_ends
 }
 
 #[test]
+fn one_that_hangs_while_the_other_dies_is_continued_by_the_kernel_and_goes_on() {
+    // Whoever lost its parent while it stood still is sent SIGHUP, and continued: no reason to end.
+    let store = Store::start();
+    send(store.data_pid(), Signal::STOP);
+    store.kill_front();
+    store.new_client();
+    assert_eq!(store.data_pid(), store.ready().data);
+    send(store.present_front_pid(), Signal::STOP);
+    store.kill_data();
+    store.new_client();
+    assert_eq!(store.place().statistics()["front_restarts"], 1);
+}
+
+#[test]
 fn front_that_hangs_at_its_start_is_killed_and_launched_again() {
     let place = Place::new();
     let store = place.launch_of_copies().option("--hang-timeout", "500ms").start_at(place);

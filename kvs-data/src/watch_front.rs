@@ -35,7 +35,7 @@ use kvs_front::{process, program};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::heartbeat::Heartbeat;
 
@@ -43,7 +43,8 @@ use crate::heartbeat::Heartbeat;
 pub struct QuitSignal(UnixStream);
 
 impl QuitSignal {
-    /// From now on they don't end the process.
+    /// From now on they don't end the process. Nor does SIGHUP, which is the front server's to obey: here it only means that the
+    /// front server died while this process stood still, and that the kernel has continued it.
     ///
     /// # Errors
     /// When no descriptors are left.
@@ -52,6 +53,7 @@ impl QuitSignal {
         for signal in [SIGTERM, SIGINT] {
             signal_hook::low_level::pipe::register(signal, told.try_clone()?)?;
         }
+        signal_hook::flag::register(SIGHUP, Arc::default())?;
         caught.set_nonblocking(true)?;
         Ok(Self(caught))
     }

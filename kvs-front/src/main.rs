@@ -53,6 +53,7 @@ use rustix::fs::Mode;
 
 use front::Front;
 use inherit::Inherited;
+use signals::HangUp;
 use supervise::Supervisor;
 
 const ABOUT: &str = "\
@@ -102,7 +103,8 @@ fn start(options: ServerOptions, begun: Instant) -> anyhow::Result<()> {
     let (events, happened) = unbounded();
     let estate = listen::open(&options)?;
     let front = Arc::new(Front::new(options, limit, estate, events, begun)?);
-    let result = signals::watch(&front).and_then(|()| Supervisor::new(Arc::clone(&front), happened).run());
+    let result = signals::watch(&front, HangUp::Ends)
+        .and_then(|()| Supervisor::new(Arc::clone(&front), happened).run());
     front.end_estate();
     result
 }
@@ -114,6 +116,6 @@ fn take_over(options: ServerOptions, begun: Instant) -> anyhow::Result<()> {
     let (estate, inherited) = Inherited::receive()?;
     let limit = descriptors::raise(&options)?;
     let front = Arc::new(Front::new(options, limit, estate, events, begun)?);
-    signals::watch(&front)?;
+    signals::watch(&front, HangUp::of_successor())?;
     Supervisor::new(front, happened).take_over(inherited)
 }
