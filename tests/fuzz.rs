@@ -1,4 +1,4 @@
-//! The promise: whatever bytes come from a client or are found in a segment, nothing crashes.
+//! The promise: whatever bytes come from a client or are found in a segment or a backup file, nothing crashes.
 //!
 //! Method: the bodies of the fuzz targets (`kvs-core/fuzz`, run there by `cargo +nightly fuzz run NAME corpus/NAME seeds/NAME`) get
 //! the inputs in `seeds`, the same with a few bytes changed, and others made here. `KVS_FUZZ` sets how many for each, `KVS_SEED`
@@ -9,6 +9,7 @@ mod bodies;
 
 use std::path::Path;
 
+use kvs_core::backup::record::{self, Kind};
 use kvs_core::wire::{
     FRAME_HEADER_BYTES, KeyBytes, Request, RequestBody, Response, ResponseBody, SetCondition, encode_request,
     encode_response,
@@ -155,6 +156,31 @@ fn some_changes(random: &mut Random) -> Vec<u8> {
 #[test]
 fn fuzz_segments_with_any_words_are_verified_recovered_and_used() {
     run("segment", 3_000, some_changes, bodies::segment);
+}
+
+/// Records that are repaired later, among bytes that are none.
+fn some_backup(random: &mut Random) -> Vec<u8> {
+    let mut input = vec![3 - random.below(8) as u8 / 7, random.below(12) as u8];
+    for _ in 0..random.below(12) {
+        let key = format!("key {}", random.below(4)).into_bytes();
+        let kind = [Kind::Set, Kind::Set, Kind::Delete, Kind::Synced][random.below(4) as usize];
+        let value = if kind == Kind::Set { some_bytes(random, 200) } else { Vec::new() };
+        let key = if kind == Kind::Synced { Vec::new() } else { key };
+        let start = input.len();
+        record::begin(&mut input, (0, 0), kind, random.below(1500), (key.len(), value.len()));
+        input.extend([key, value].concat());
+        record::finish(&mut input, start, 0);
+        if random.once_in(30) {
+            let between = some_bytes(random, 60);
+            input.extend(between);
+        }
+    }
+    input
+}
+
+#[test]
+fn fuzz_backup_files_of_any_bytes_are_loaded_cut_or_refused() {
+    run("backup", 3_000, some_backup, bodies::backup);
 }
 
 #[test]

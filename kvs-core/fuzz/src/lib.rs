@@ -19,10 +19,12 @@ use kvs_core::table::Table;
 use kvs_core::transaction::{self, Transaction, TransactionError};
 use kvs_core::wire::{self, Request, RequestBody, SetCondition};
 
+mod backup;
 mod connection;
 mod control;
 mod frame;
 
+pub use backup::backup;
 pub use connection::connection;
 use connection::{ADOPTED, NoStatistics, Peer, hello};
 pub use control::control;

@@ -29,6 +29,8 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const FILE_HEADER_BYTES: usize = 64;
 /// Bytes of a record before its key.
 pub const RECORD_HEADER_BYTES: usize = 40;
+/// No version and no position reaches this: an entry has 48 bits for its version, and some must be left to go on with.
+const VERSION_LIMIT: u64 = 1 << 47;
 /// Longest record, in bytes.
 pub const RECORD_BYTES_MAX: usize = RECORD_HEADER_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX_LIMIT as usize + 8;
 
@@ -186,6 +188,7 @@ impl RecordHeader {
         };
         let sound = header.value_length <= VALUE_BYTES_MAX_LIMIT as usize
             && header.length == record_bytes(header.key_length, header.value_length)
+            && header.version < VERSION_LIMIT
             && bytes[23] == 0
             && get_u32(bytes, 36) == 0
             && (header.key_length == 0) == (kind == Kind::Synced)

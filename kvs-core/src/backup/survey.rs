@@ -151,7 +151,11 @@ pub fn identify(file: &dyn DiskFile) -> io::Result<Result<(FileHeader, Option<He
     let header = FileHeader::decode_unchecked(&bytes);
     let mut first = vec![0; RECORD_HEADER_BYTES];
     let count = file.read_at(&mut first, FILE_HEADER_BYTES as u64)?;
-    let Some(record) = RecordHeader::decode(&first[..count]) else { return Ok(Err(error)) };
+    let length = file.length()?;
+    let record = RecordHeader::decode(&first[..count]);
+    let Some(record) = record.filter(|record| (FILE_HEADER_BYTES + record.length) as u64 <= length) else {
+        return Ok(Err(error));
+    };
     first.resize(record.length, 0);
     let count = file.read_at(&mut first, FILE_HEADER_BYTES as u64)?;
     let fits = record.checksum_fits(header.checksum_seed(), &first[..count]);
