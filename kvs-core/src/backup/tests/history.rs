@@ -33,7 +33,7 @@ pub(super) struct Store {
 pub(super) struct Trouble {
     /// The data server is killed before or after one operation on the disk in so many; 0 for never.
     pub(super) kills: u64,
-    /// One operation on the disk in so many fails; 0 for never.
+    /// One operation on the disk in so many fails, and one sync in five; 0 for never.
     pub(super) faults: u64,
 }
 
@@ -144,7 +144,9 @@ fn fates(seed: u64, trouble: Trouble) -> impl FnMut(&Operation) -> Fate + Send +
         if trouble.kills > 0 && random.one_in(trouble.kills) {
             return if random.one_in(2) { Fate::DiesBefore } else { Fate::DiesAfter };
         }
-        if trouble.faults == 0 || !random.one_in(trouble.faults) {
+        // There are few syncs, and what they fail to do matters most.
+        let rarity = if matches!(operation, Operation::Sync { .. }) { 5 } else { trouble.faults };
+        if trouble.faults == 0 || !random.one_in(rarity) {
             return Fate::Done;
         }
         match operation {
@@ -191,8 +193,12 @@ impl<'s> Server<'s> {
     fn expect<T>(&mut self, result: Result<T, BackupError>) -> Option<T> {
         let failures = self.disk.failures();
         let news = std::mem::replace(&mut self.failures, failures) < failures;
+        self.expect_unless(news, result)
+    }
+
+    fn expect_unless<T>(&mut self, failed: bool, result: Result<T, BackupError>) -> Option<T> {
         match result {
-            Err(_) if news => None,
+            Err(_) if failed => None,
             other => Some(other.expect("the disk is well")),
         }
     }
@@ -228,9 +234,9 @@ impl<'s> Server<'s> {
         match result {
             None => self.ticket = Some((ticket, None)),
             Some(result) => {
-                self.failures -= u64::from(result.is_err());
+                let failed = result.is_err();
                 let synced = self.writer.synced(&ticket, result);
-                if self.expect(synced) == Some(true) {
+                if self.expect_unless(failed, synced) == Some(true) {
                     ledger.acknowledge(&ticket.tails, self.disk.operations());
                 }
             }
@@ -244,9 +250,9 @@ impl<'s> Server<'s> {
                 self.next = Some((file, Some(result)));
             }
             Some((_, Some(result))) => {
-                self.failures -= u64::from(result.is_err());
+                let failed = result.is_err();
                 let synced = self.writer.next_synced(result);
-                self.expect(synced);
+                self.expect_unless(failed, synced);
             }
             None if self.writer.is_next_ready() => {
                 let installed = self.writer.install_next();
