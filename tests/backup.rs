@@ -5,11 +5,14 @@
 //! of files, set and lifted while the store runs.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::mem::offset_of;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kvs_core::backup::record::FileHeader;
+use kvs_core::segment::layout::Header;
 use kvs_core::wire::ErrorCode;
 use kvs_harness::connection::{Answer, Connection, delete, get, increment, set};
 use kvs_harness::processes;
@@ -109,6 +112,26 @@ fn backup_is_loaded_when_the_segment_is_gone() {
         let store = launch.start_at(place);
         assert_has(&store, &model);
     }
+}
+
+#[test]
+fn backup_is_loaded_when_the_segment_is_from_before_the_machine_was_started() {
+    let (place, launch, _) = ended();
+    let segment = place.segment();
+    // The boot id, and the checksum over it and its neighbours.
+    let file = File::options().read(true).write(true).open(&segment).expect("a segment");
+    let mut identity = [0; 80];
+    file.read_exact_at(&mut identity, 8).expect("a header");
+    identity[offset_of!(Header, boot_id) - 8] ^= 1;
+    file.write_all_at(&identity, 8).expect("ours");
+    let checksum = u64::from(crc32c::crc32c(&identity)).to_le_bytes();
+    file.write_all_at(&checksum, offset_of!(Header, identity_checksum) as u64).expect("ours");
+    drop(file);
+    let store = launch.start_at(place);
+    assert_eq!((store.ready().start.as_str(), store.ready().entries), ("loaded", 100));
+    let kept = Path::new("/dev/shm").join(format!("kvs-{}~", store.place().name()));
+    assert!(store.place().log().contains(&kept.display().to_string()));
+    fs::remove_file(kept).expect("kept aside");
 }
 
 #[test]

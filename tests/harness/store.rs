@@ -107,6 +107,8 @@ impl Drop for Place {
             eprintln!("---- log of {}\n{}----", self.name, &log[from..]);
         }
         let _ = fs::remove_file(self.segment());
+        // One that was kept aside.
+        let _ = fs::remove_file(format!("{}~", self.segment().display()));
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
