@@ -95,6 +95,7 @@ fn load_into(
         segment.claim_worker(index as u64)?;
     }
     let loading = Loading::new(&table, found);
+    loading.prepare(backup, found, segment.memory().object(segment.regions().worker(0))?)?;
     let mut frames = Frames::new(&*found.file, found.length);
     let (end, applied) = std::thread::scope(|scope| {
         let (blocks, inbox) = crossbeam_channel::bounded(BLOCKS_WAITING * threads);

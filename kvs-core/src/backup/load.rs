@@ -15,8 +15,8 @@ use std::sync::{Mutex, PoisonError};
 use super::BackupError;
 use super::disk::{Disk, DiskFile};
 use super::log::{Found, Mark};
-use super::record::Kind;
-use super::scan::{Bad, Block, Frames, Next, Sound, judge};
+use super::record::{ENTRIES_BYTES, FILE_HEADER_BYTES, Kind, RECORD_HEADER_BYTES};
+use super::scan::{Bad, Block, Frames, Next, Sound, for_each_sound, judge};
 use super::torn_path;
 use crate::arena::block_list::BlockList;
 use crate::arena::extents::AllocateError;
@@ -28,6 +28,9 @@ use crate::transaction::Transaction;
 
 /// Records whose buckets are brought near before the first is applied.
 const LOOK_AHEAD: usize = 16;
+
+/// Bytes at the end of a file that are searched for its last mark.
+const LAST_BYTES: u64 = 4 << 20;
 
 /// A load under way.
 pub struct Loading {
@@ -96,6 +99,7 @@ impl Loading {
 
     fn apply_all(&self, slot: &WorkerSlot, ahead: &mut Vec<(KeyHash, Sound<'_>)>) -> Result<(), TableError> {
         self.records.fetch_add(ahead.len() as u64, Ordering::Relaxed);
+        ahead.iter().for_each(|(hash, _)| self.table.prefetch_entry(*hash));
         ahead.drain(..).try_for_each(|(hash, record)| self.apply_one(slot, hash, &record))
     }
 
@@ -145,6 +149,19 @@ impl Loading {
         Ok(self.table.collect_garbage(slot)?)
     }
 
+    /// Gives the table the size that the file's last mark speaks of, so that it needn't grow all the way from the smallest. Without
+    /// memory for that it grows as it always does.
+    ///
+    /// # Errors
+    /// What the system says, and what the segment makes impossible.
+    pub fn prepare(&self, path: &Path, found: &Found, slot: &WorkerSlot) -> Result<(), BackupError> {
+        let entries = expected_entries(found).map_err(|error| BackupError::io(path, "read it", error))?;
+        match self.table.presize(slot, entries) {
+            Err(TableError::Full(_)) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
     /// Ends the load: the segment goes on where the file's history ended.
     ///
     /// # Errors
@@ -184,6 +201,25 @@ pub(crate) fn push(
         bytes = later;
     }
     Ok(())
+}
+
+/// How many entries the file has at least: as its last mark says, or as a file that isn't too long must have.
+fn expected_entries(found: &Found) -> io::Result<u64> {
+    let from = found.length.saturating_sub(LAST_BYTES).max(FILE_HEADER_BYTES as u64);
+    let (mut last, mut records, mut bytes) = (0, 0, 0);
+    for_each_sound(&*found.file, &found.header, (from, found.length), &mut |_, record| {
+        if let Ok(entries) = <[u8; ENTRIES_BYTES]>::try_from(record.value())
+            && record.header.kind == Kind::Synced
+        {
+            last = u64::from_le_bytes(entries);
+        }
+        records += 1;
+        bytes += record.header.length as u64;
+    })?;
+    // A mark may say anything: there are no more entries than records of the shortest kind.
+    let most = found.length / RECORD_HEADER_BYTES as u64;
+    let least = if bytes == 0 { 0 } else { found.length / bytes.div_ceil(records) / 2 };
+    Ok(last.max(least).min(most))
 }
 
 /// The end of a file that a power cut left.
@@ -249,6 +285,7 @@ pub fn load_alone(
     end: u64,
 ) -> Result<Loaded, BackupError> {
     let loading = Loading::new(table, found);
+    loading.prepare(path, found, slot)?;
     let mut frames = Frames::new(&*found.file, end);
     let mut block = Block::default();
     let bad = loop {

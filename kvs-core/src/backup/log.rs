@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::BackupError;
 use super::disk::{Disk, DiskFile};
-use super::record::{self, FILE_HEADER_BYTES, FileHeader, HeaderError, Kind};
+use super::record::{self, ENTRIES_BYTES, FILE_HEADER_BYTES, FileHeader, HeaderError, Kind};
 use crate::segment::layout::BackupMark;
 use crate::sys::memory::Word;
 use crate::transaction::Transaction;
@@ -182,10 +182,13 @@ impl Log {
         Ok(())
     }
 
-    /// Gathers a mark that says: up to `position` the file is synced.
-    pub fn append_synced(&mut self, position: u64) {
-        let nothing = |_: &mut Vec<u8>| Ok::<(), std::convert::Infallible>(());
-        let Ok(()) = self.append(Kind::Synced, position, (0, 0), nothing);
+    /// Gathers a mark that says: up to `position` the file is synced, and the table has so many `entries`.
+    pub fn append_synced(&mut self, position: u64, entries: u64) {
+        let fill = |target: &mut Vec<u8>| {
+            target.extend_from_slice(&entries.to_le_bytes());
+            Ok::<(), std::convert::Infallible>(())
+        };
+        let Ok(()) = self.append(Kind::Synced, position, (0, ENTRIES_BYTES), fill);
     }
 
     /// Writes what was gathered.

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! All numbers are little-endian. Kinds: 1 the key has this value; 2 the key is gone; 3 a mark: the file was synced up to the
-//! position that the version field holds.
+//! position that the version field holds, when the table had as many entries as its value says, 8 bytes.
 //!
 //! Checksums begin with one over id, generation and time, which no client can know: bytes that a client made up, stored as a value,
 //! are not taken for a record, and neither is what another file left in the same sectors, even one of the same generation that was
@@ -33,6 +33,9 @@ pub const RECORD_HEADER_BYTES: usize = 40;
 const VERSION_LIMIT: u64 = 1 << 47;
 /// Longest record, in bytes.
 pub const RECORD_BYTES_MAX: usize = RECORD_HEADER_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX_LIMIT as usize + 8;
+
+/// Bytes of the value of a mark.
+pub const ENTRIES_BYTES: usize = 8;
 
 /// Who a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,7 +195,9 @@ impl RecordHeader {
             && bytes[23] == 0
             && get_u32(bytes, 36) == 0
             && (header.key_length == 0) == (kind == Kind::Synced)
-            && (header.value_length == 0 || kind == Kind::Set);
+            && (header.value_length == 0
+                || kind == Kind::Set
+                || (kind == Kind::Synced && header.value_length == ENTRIES_BYTES));
         sound.then_some(header)
     }
 

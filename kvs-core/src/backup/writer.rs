@@ -222,7 +222,7 @@ impl<'s> Writer<'s> {
         if let (Some(log), Some(synced)) = (&mut self.log, synced)
             && log.pending() > 0
         {
-            log.append_synced(synced);
+            log.append_synced(synced, self.table.totals().entries);
             self.marked = synced;
         }
         Ok((tails, pinned))
@@ -448,7 +448,7 @@ impl<'s> Writer<'s> {
         let Some(mut next) = self.next.take() else { return Ok(None) };
         let path = next_path(&self.path);
         let position = next.log.mark().position;
-        next.log.append_synced(position);
+        next.log.append_synced(position, self.table.totals().entries);
         let ready = next
             .log
             .flush()
@@ -524,7 +524,7 @@ impl<'s> Writer<'s> {
                 && self.marked < self.synced
             {
                 self.marked = self.synced;
-                log.append_synced(self.synced);
+                log.append_synced(self.synced, self.table.totals().entries);
                 log.flush()?;
                 let mark = log.mark();
                 self.move_mark(self.header()?, mark)?;

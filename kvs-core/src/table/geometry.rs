@@ -40,8 +40,13 @@ impl Geometry {
     /// The first geometry of shard `index` of `shard_count`. Shards begin at different points of the growth cycle, so
     /// that they don't all grow, or all have room to spare, at the same time.
     pub fn initial(index: u64, shard_count: u64) -> Self {
+        Self::for_homes(HOMES_MIN, index, shard_count)
+    }
+
+    /// One for so many homes, or up to an eighth more, as the shard's place in the growth cycle has it.
+    pub fn for_homes(homes: f64, index: u64, shard_count: u64) -> Self {
         let phase = index as f64 / shard_count as f64;
-        let homes = (HOMES_MIN * GROWTH.powf(phase)) as u32;
+        let homes = (homes.max(HOMES_MIN) * GROWTH.powf(phase)) as u32;
         Self { homes, frontier: homes }
     }
 

@@ -15,16 +15,19 @@
 
 use arrayvec::ArrayVec;
 
-use super::TableError;
 use super::bucket::{BucketHeader, Buckets, Slot};
 use super::entry::Entry;
 use super::geometry::Geometry;
 use super::hash::KeyHash;
 use super::write::ShardWriter;
+use super::{Table, TableError};
 use crate::arena::extents;
 use crate::segment::OutOfMemory;
-use crate::segment::layout::{BUCKET_RESERVE_BYTES, BUCKET_SLOTS, MOVES_MAX, REACH_MAX, round_up};
+use crate::segment::layout::{
+    BUCKET_RESERVE_BYTES, BUCKET_SLOTS, MOVES_MAX, REACH_MAX, WorkerSlot, round_up,
+};
 use crate::sys::memory::{Damaged, Word};
+use crate::transaction::Transaction;
 
 /// Entries per hundred slots at which a shard begins to grow.
 const FILL_PERCENT_MAX: u64 = 82;
@@ -34,6 +37,39 @@ const FILL_PERCENT_RESERVE: u64 = 81;
 const STEPS_PER_INSERT: usize = 8;
 /// Most bucket memory that one insert reserves, in bytes.
 const RESERVE_AT_ONCE: u64 = 16 * BUCKET_RESERVE_BYTES;
+
+/// Entries per hundred slots of a shard that is made for them.
+const FILL_PERCENT_PRESIZED: u64 = 80;
+
+impl Table {
+    /// Gives every shard of a table that is still empty, and nobody else uses, the size for its part of `entries`.
+    ///
+    /// # Errors
+    /// [`TableError::Full`] when there is no memory for that many; some shards may have theirs.
+    pub fn presize(&self, slot: &WorkerSlot, entries: u64) -> Result<(), TableError> {
+        let shard_count = self.segment.regions().shard_count;
+        let slots = entries as f64 / shard_count as f64 * 100.0 / FILL_PERCENT_PRESIZED as f64;
+        for index in 0..shard_count {
+            let geometry = Geometry::for_homes(slots / BUCKET_SLOTS as f64, index, shard_count);
+            let shard = self.segment.shard(index)?;
+            let mut transaction = Transaction::begin(&self.segment, slot);
+            transaction.lock_shard(index)?;
+            let reserved = shard.reserved_bytes.load();
+            let wanted = round_up(geometry.bytes(), BUCKET_RESERVE_BYTES).max(reserved);
+            if wanted > self.segment.regions().bucket_region_bytes {
+                return Err(OutOfMemory.into());
+            }
+            if shard.entries.load() == 0 && wanted > reserved {
+                let start = self.segment.regions().bucket_region(index) + reserved;
+                extents::reserve(&mut transaction, start, wanted - reserved)?;
+                transaction.store(&shard.reserved_bytes, wanted);
+                transaction.store(&shard.geometry, geometry.word());
+                transaction.commit()?;
+            }
+        }
+        Ok(())
+    }
+}
 
 /// An entry that a step looks at.
 struct Moving<'v> {
