@@ -31,7 +31,9 @@ const LOOK_EVERY: u64 = 16;
 /// How much of what could be tried is tried.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
-    /// Real kills, at points chosen at random when there are more.
+    /// Real kills within a lock or an unlock, at points chosen at random when there are more.
+    pub lock_kills_max: usize,
+    /// Real kills elsewhere, likewise.
     pub kills_max: usize,
     /// Every so many-th recovery is stepped; none when 0.
     pub recoveries: u64,
@@ -66,8 +68,8 @@ pub struct Tried {
     pub held: u64,
     /// Of those, that were stepped to all the way.
     pub walked: u64,
-    /// Kills that left the same image as the stepwise run had there.
-    pub same: u64,
+    /// Of those at an image, that left another one than the stepwise run had there.
+    pub other: u64,
 }
 
 impl Tried {
@@ -82,7 +84,7 @@ impl Tried {
             kills: self.kills + other.kills,
             lock_kills: self.lock_kills + other.lock_kills,
             held: self.held + other.held,
-            same: self.same + other.same,
+            other: self.other + other.other,
             walked: self.walked + other.walked,
         }
     }
@@ -260,12 +262,13 @@ fn kill_everywhere(
     random: &mut Random,
     tried: &mut Tried,
 ) -> anyhow::Result<()> {
-    let (mut points, in_lock) = kill_points(trace, walked);
+    let (points, in_lock) = kill_points(trace, walked);
     demand!(!in_lock.is_empty() || walked.lock_steps.is_empty(), "no lock was found in the C library");
-    while points.len() > effort.kills_max {
-        points.swap_remove(random.below(points.len() as u64) as usize);
-    }
-    for point in points {
+    let (mut locking, mut others): (Vec<_>, Vec<_>) =
+        points.into_iter().partition(|point| in_lock.contains(&point.step));
+    choose(&mut locking, effort.lock_kills_max, random);
+    choose(&mut others, effort.kills_max, random);
+    for point in locking.into_iter().chain(others) {
         if effort.is_over() {
             break;
         }
@@ -283,11 +286,18 @@ fn kill_everywhere(
         tried.kills += 1;
         tried.lock_kills += u64::from(in_lock.contains(&point.step));
         if let Some(fingerprint) = point.fingerprint {
-            tried.same += u64::from(fingerprint == judge.fingerprint(&trace.touched)?);
+            tried.other += u64::from(fingerprint != judge.fingerprint(&trace.touched)?);
         }
         let held = no_lock_blocks(&stage.shared.segment)
             .with_context(|| format!("really killed after instruction {}", point.step))?;
         tried.held += held as u64;
     }
     Ok(())
+}
+
+/// Leaves at most `count` of the points, chosen at random.
+fn choose(points: &mut Vec<Point>, count: usize, random: &mut Random) {
+    while points.len() > count {
+        points.swap_remove(random.below(points.len() as u64) as usize);
+    }
 }

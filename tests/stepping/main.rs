@@ -117,7 +117,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Most real kills of one mutation when everything is tried. Only values of many kilobytes have more images than that, most of
+/// Most real kills of one mutation outside of locks when everything is tried. Only values of many kilobytes have more images than that, most of
 /// them of memory that is still free.
 const KILLS_MAX: usize = 3000;
 /// How the program ends when a promise was broken.
@@ -146,8 +146,13 @@ fn run(options: Options) -> anyhow::Result<()> {
     }
     match options.what {
         What { seconds: Some(seconds), .. } => sample(chosen, Duration::from_secs(seconds)),
-        What { images: true, .. } => each(&chosen, Effort { kills_max: 0, recoveries: 0, until: None }),
-        What { .. } => each(&chosen, Effort { kills_max: KILLS_MAX, recoveries: 1, until: None }),
+        What { images: true, .. } => {
+            each(&chosen, Effort { lock_kills_max: 0, kills_max: 0, recoveries: 0, until: None })
+        }
+        What { .. } => each(
+            &chosen,
+            Effort { lock_kills_max: usize::MAX, kills_max: KILLS_MAX, recoveries: 1, until: None },
+        ),
     }
 }
 
@@ -172,7 +177,8 @@ fn sample(mut chosen: Vec<&Mutation>, time: Duration) -> anyhow::Result<()> {
     heading();
     while !chosen.is_empty() && Instant::now() < until {
         let mutation = chosen.swap_remove(random.below(chosen.len() as u64) as usize);
-        let (start, effort) = (Instant::now(), Effort { kills_max: 10, recoveries: 20, until: Some(until) });
+        let (start, effort) =
+            (Instant::now(), Effort { lock_kills_max: 5, kills_max: 5, recoveries: 20, until: Some(until) });
         let tried = explore(mutation, effort, &mut random).with_context(|| mutation.name)?;
         row(mutation.name, &tried, start.elapsed());
         total = total.plus(tried);
@@ -183,7 +189,7 @@ fn sample(mut chosen: Vec<&Mutation>, time: Duration) -> anyhow::Result<()> {
 
 fn heading() {
     println!(
-        "| mutation | points | images | kinds | points of recovery | images of recovery | kills | in lock or unlock | locks left held | same image | walked | seconds |"
+        "| mutation | points | images | kinds | points of recovery | images of recovery | kills | in lock or unlock | locks left held | other image | walked | seconds |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
 }
@@ -198,11 +204,11 @@ fn row(name: &str, tried: &Tried, took: Duration) {
         kills,
         lock_kills,
         held,
-        same,
+        other,
         walked,
     } = tried;
     println!(
-        "| {name} | {points} | {images} | {kinds} | {recovery_points} | {recovery_images} | {kills} | {lock_kills} | {held} | {same} | {walked} | {:.1} |",
+        "| {name} | {points} | {images} | {kinds} | {recovery_points} | {recovery_images} | {kills} | {lock_kills} | {held} | {other} | {walked} | {:.1} |",
         took.as_secs_f64()
     );
 }
