@@ -1,4 +1,5 @@
-//! `purge`: removes the segment of an instance that is not running, and the socket files it left.
+//! `purge`: removes the segment of an instance that is not running, one that was kept aside, and the socket files it left. The
+//! backup file stays.
 //!
 //! Nothing that somebody uses is touched: the segment is removed under its lock only, a socket file only when it is this user's,
 //! nobody listens on it, and no server looks at its directory meanwhile.
@@ -23,19 +24,23 @@ pub fn run(target: &Target, format: Format) -> anyhow::Result<Outcome> {
     let path = name.segment_path();
     let sockets = sockets_of(&path);
     segment::remove(&path).map_err(|error| explain(name, error))?;
+    let kept = segment::kept_aside_path(&path);
+    let kept = std::fs::remove_file(&kept).is_ok().then_some(kept);
     let removed: Vec<PathBuf> = sockets.into_iter().filter(|socket| remove_stale(socket)).collect();
     match format {
         Format::Text => {
-            output::print_line(format_args!("removed {}", path.display()))?;
-            for socket in &removed {
-                output::print_line(format_args!("removed {}", socket.display()))?;
+            for path in std::iter::once(&path).chain(&kept).chain(&removed) {
+                output::print_line(format_args!("removed {}", path.display()))?;
             }
         }
         Format::Json => {
             let sockets: Vec<_> = removed.iter().map(|path| path.to_string_lossy()).collect();
-            output::print_json(
-                &json!({"segment": path.to_string_lossy(), "removed": true, "sockets": sockets}),
-            )?;
+            output::print_json(&json!({
+                "segment": path.to_string_lossy(),
+                "removed": true,
+                "kept_aside": kept.map(|path| path.to_string_lossy().into_owned()),
+                "sockets": sockets,
+            }))?;
         }
     }
     Ok(Outcome::Done)

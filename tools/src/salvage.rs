@@ -85,7 +85,8 @@ fn copy(opened: &Opened, target: &Path) -> anyhow::Result<Survey> {
     failed.map_or(Ok(()), Err)?;
     log.flush()?;
     log.file().sync()?;
-    log.append_synced(log.mark().position);
+    // How many of them are live shows when they are loaded.
+    log.append_synced(log.mark().position, 0);
     log.flush()?;
     log.file().sync()?;
     if survey.sets + survey.deletes == 0 {

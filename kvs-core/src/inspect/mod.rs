@@ -17,6 +17,9 @@ pub mod slots;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod tests;
 
+use crate::backup::ring;
+use crate::limits::WORKERS_MAX;
+use crate::segment::layout::WorkerSlot;
 use crate::segment::{SegmentView, text_of};
 use crate::sys::memory::Damaged;
 use crate::sys::process::ProcessIdentity;
@@ -42,6 +45,12 @@ pub struct HeaderFacts {
     pub front_restarts: u64,
     /// Largest value, in bytes.
     pub value_bytes_max: u64,
+    /// Which of the backup files that followed one another is written; 0 while there is none.
+    pub backup_generation: u64,
+    /// Bytes of it that are written; 0 when a new one must be written.
+    pub backup_bytes: u64,
+    /// Bytes in the rings, on their way to it.
+    pub backup_waiting_bytes: u64,
     /// Where TCP clients connect.
     pub tcp_address: String,
     /// Where local clients connect.
@@ -58,7 +67,12 @@ pub fn header(view: &SegmentView) -> Result<HeaderFacts, Damaged> {
         let pid = u32::try_from(words[0].load()).ok().filter(|pid| *pid != 0)?;
         Some(ProcessIdentity { pid, start_time: words[1].load() })
     };
+    let rings = (0..header.backup_rings_reserved.load().min(WORKERS_MAX as u64))
+        .filter_map(|index| view.view().object::<WorkerSlot>(view.regions().worker(index)).ok());
     Ok(HeaderFacts {
+        backup_generation: header.backup.generation.load(),
+        backup_bytes: header.backup.position.load(),
+        backup_waiting_bytes: rings.map(ring::used).sum(),
         layout_version: header.layout_version.load(),
         capacity_bytes: header.capacity_bytes.load(),
         created_ns: header.created_ns.load(),

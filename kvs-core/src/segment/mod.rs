@@ -25,7 +25,7 @@ use crate::sys::memory::{Damaged, Memory, Offset, View, Word};
 use layout::{ConnectionSlot, Header, LAYOUT_VERSION, Regions, Shard, WorkerSlot};
 
 pub(crate) use open::nanoseconds_since_epoch;
-pub use open::{Opened, Purpose, default_capacity, remove};
+pub use open::{Opened, Purpose, default_capacity, kept_aside_path, remove};
 
 /// Why a segment can't be opened, made or enlarged.
 #[derive(Debug, thiserror::Error)]

@@ -309,11 +309,16 @@ fn lock_exclusively(path: &Path, file: &OwnedFd) -> Result<(), SegmentError> {
     }
 }
 
-/// Gives a segment of no further use another name, under which the user may still look at it.
-fn keep_aside(path: &Path) -> Result<(), SegmentError> {
+/// Where a segment at `path` that can't be trusted is kept aside; no instance can have this name.
+pub fn kept_aside_path(path: &Path) -> PathBuf {
     let mut kept = path.as_os_str().to_owned();
     kept.push("~");
-    let kept = PathBuf::from(kept);
+    kept.into()
+}
+
+/// Gives a segment of no further use another name, under which the user may still look at it.
+fn keep_aside(path: &Path) -> Result<(), SegmentError> {
+    let kept = kept_aside_path(path);
     rustix::fs::rename(path, &kept).map_err(|error| io_error(path, "keep it aside", error.into()))?;
     log::warn!(
         "{} was made before this machine was last started, so it can't be trusted; it is kept as {}",

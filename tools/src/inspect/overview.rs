@@ -95,6 +95,12 @@ impl Overview {
             ),
         );
         rows.named("largest value", rounded(header.value_bytes_max));
+        let waiting = rounded(header.backup_waiting_bytes);
+        let file = match (header.backup_generation, header.backup_bytes) {
+            (_, 0) => "none to go on with; the next start writes one".into(),
+            (generation, bytes) => format!("file {generation} of its line, {} written", rounded(bytes)),
+        };
+        rows.named("backup", format!("{file}, {waiting} on the way"));
         format!("{}\n{}", path.display(), rows.lines())
     }
 
@@ -104,7 +110,7 @@ impl Overview {
         let mut row = |name: &str, bytes: u64| {
             table.row([name.into(), rounded(bytes), percent(bytes, memory.reserved_bytes)]);
         };
-        row("header, shards, slots", memory.fixed_bytes);
+        row("header, shards, slots, rings", memory.fixed_bytes);
         row("buckets", memory.bucket_bytes);
         row("slabs of entries", memory.slab_bytes);
         row("large values and buffers", memory.block_bytes);
@@ -225,6 +231,9 @@ impl Overview {
             "data_restarts": header.data_restarts,
             "front_restarts": header.front_restarts,
             "value_bytes_max": header.value_bytes_max,
+            "backup_generation": header.backup_generation,
+            "backup_bytes": header.backup_bytes,
+            "backup_waiting_bytes": header.backup_waiting_bytes,
             "tcp_address": header.tcp_address,
             "unix_path": header.unix_path,
             "entries": self.entries(),
