@@ -272,27 +272,40 @@ fn kill_everywhere(
         if effort.is_over() {
             break;
         }
-        let mut child = stage.child()?;
-        if !child.follow(&trace.path, point.step as usize)? {
-            drop(child);
-            child = stage.child()?;
-            child.steps(point.step)?;
-            tried.walked += 1;
-        }
-        child.kill()?;
-        judge.begin();
-        judge.take(&stage.shared.segment)?;
-        stage.judge(judge).with_context(|| format!("really killed after instruction {}", point.step))?;
-        tried.kills += 1;
+        let killed = kill(stage, trace, &point, judge, tried, true)
+            .and_then(|same| if same { Ok(true) } else { kill(stage, trace, &point, judge, tried, false) });
+        let same = killed.with_context(|| format!("really killed after instruction {}", point.step))?;
         tried.lock_kills += u64::from(in_lock.contains(&point.step));
-        if let Some(fingerprint) = point.fingerprint {
-            tried.other += u64::from(fingerprint != judge.fingerprint(&trace.touched)?);
-        }
-        let held = no_lock_blocks(&stage.shared.segment)
-            .with_context(|| format!("really killed after instruction {}", point.step))?;
-        tried.held += held as u64;
+        tried.other += u64::from(!same);
     }
     Ok(())
+}
+
+/// Really kills a child at `point`, to which it is brought fast or by stepping all the way; whether it left the image that the
+/// stepwise run had there.
+fn kill(
+    stage: &Stage,
+    trace: &Trace,
+    point: &Point,
+    judge: &mut Judge<'_>,
+    tried: &mut Tried,
+    fast: bool,
+) -> anyhow::Result<bool> {
+    let mut child = stage.child()?;
+    if !(fast && child.follow(&trace.path, point.step as usize)?) {
+        drop(child);
+        child = stage.child()?;
+        child.steps(point.step)?;
+        tried.walked += 1;
+    }
+    child.kill()?;
+    judge.begin();
+    judge.take(&stage.shared.segment)?;
+    stage.judge(judge)?;
+    tried.kills += 1;
+    let found = judge.fingerprint(&trace.touched)?;
+    tried.held += no_lock_blocks(&stage.shared.segment)? as u64;
+    Ok(point.fingerprint.is_none_or(|fingerprint| fingerprint == found))
 }
 
 /// Leaves at most `count` of the points, chosen at random.
