@@ -242,3 +242,29 @@ proptest! {
         prop_assert_eq!(found.totals(), expected.totals());
     }
 }
+
+#[test]
+fn backup_value_overtaken_by_its_delete_stays_out_of_a_new_file() {
+    let (disk, segment) = (SimulatedDisk::default(), segment_of(2));
+    let plain = Table::new(&segment).expect("sound");
+    let table = plain.backed_up();
+    let path = Path::new(PATH);
+    let mut writer = Writer::open(&disk, path, None, &plain, slot(&segment, 2)).expect("no file");
+    rewrite(&mut writer);
+    let set = |worker, key| {
+        let step = Step::Set { key, length: 1_000, if_absent: false };
+        change(&table, slot(&segment, worker), &step).expect("room in the ring");
+    };
+    // The second ring has the value, the first one its delete, and then so much that a batch ends before the second.
+    set(1, 7);
+    change(&table, slot(&segment, 0), &Step::Delete { key: 7 }).expect("room in the ring");
+    (100..120).for_each(|key| set(0, key));
+    assert!(writer.drain().expect("room") > 0);
+    assert!(ring::used(slot(&segment, 1)) > 0, "the value waits");
+    rewrite(&mut writer);
+    writer.end().expect("room");
+    drop(writer);
+    let found = contents(&Table::new(&load(&disk).expect("a sound file")).expect("sound"));
+    assert!(!found.contains_key(&key_of(7)));
+    assert_eq!(found.len(), 20);
+}
