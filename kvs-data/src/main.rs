@@ -35,7 +35,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use kvs_front::options::{ServerOptions, parse_or_exit, start_logging};
-use kvs_front::program;
+use kvs_front::{process, program};
 use signal_hook::consts::SIGXFSZ;
 
 /// The data server of kvs.
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         return become_front(&options.server);
     }
     start_logging(&options.server.log_level);
-    abort_on_panic();
+    process::abort_on_panic();
     outlive_file_size_limit();
     match control::run(&options.server, begun) {
         Ok(()) => ExitCode::SUCCESS,
@@ -87,13 +87,4 @@ fn outlive_file_size_limit() {
     if let Err(error) = signal_hook::flag::register(SIGXFSZ, caught) {
         log::warn!("a backup file that reaches the limit of file sizes would end this process: {error}");
     }
-}
-
-/// A thread that panicked may have left anything half done: the whole process ends, and its successor recovers.
-fn abort_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
-        std::process::abort();
-    }));
 }

@@ -49,6 +49,7 @@ use std::time::Instant;
 use clap::Parser;
 use crossbeam_channel::unbounded;
 use kvs_front::options::{ServerOptions, parse_or_exit, start_logging};
+use kvs_front::process;
 use rustix::fs::Mode;
 
 use front::Front;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
     let begun = Instant::now();
     let options: Options = parse_or_exit();
     start_logging(&options.server.log_level);
+    process::abort_on_panic();
     let run = if options.inherited { take_over } else { start };
     match run(options.server, begun) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,10 +1,19 @@
-//! Killing a process through its descriptor: never another one that got its number.
+//! Killing a process through its descriptor: never another one that got its number. And ending one whole that has gone wrong.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// A thread that panicked may have left anything half done: the whole process ends, and its successor goes on.
+pub fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
 
 /// A descriptor of this very process, for another one.
 ///
