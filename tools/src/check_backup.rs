@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn check_backup_text_tells_what_is_in_it_and_what_is_wrong() {
-        let sound = "/b: sound; file 3 of its line, 8 records (1 delete), 1 entry, 1000 B of content, 4.00 KiB, known to be synced \
+        let sound = "/b: sound; file 3 of its line, 8 records (1 delete), 1 entry, 0.98 KiB of content, 4.00 KiB, known to be synced \
                      up to byte 2048\n";
         assert_eq!(text("/b", &report(Vec::new())), sound);
         let gaps = vec![
