@@ -275,7 +275,7 @@ impl<'w, 's> ShardWriter<'w, 's> {
         self.transaction.store(slot, Slot::new(hash, offset).word());
         let reach = located.header.reach.max(bucket - located.home);
         self.transaction.store(located.header_word, located.header.changed(reach).word());
-        let next_version = self.shard.next_version.load().max(version + 1);
+        let next_version = self.shard.next_version.load().max(version.saturating_add(1));
         self.transaction.store(&self.shard.next_version, next_version);
         let replaced = located.found.as_ref().map(|found| &found.entry);
         if replaced.is_none() {
