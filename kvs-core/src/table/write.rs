@@ -219,7 +219,7 @@ impl<'w, 's> ShardWriter<'w, 's> {
         let Some(found) = &located.found else { return Ok(false) };
         self.remove(&located, found)?;
         let version = self.shard.next_version.load();
-        self.transaction.store(&self.shard.next_version, version + 1);
+        self.transaction.store(&self.shard.next_version, version.saturating_add(1));
         if self.table.backed_up {
             ring::append_delete(self.transaction, key, version)?;
         }
