@@ -114,6 +114,11 @@ impl Stage {
         Tracee::start(&arguments, self.shared.file.as_fd())
     }
 
+    /// Whether it is about the backup file.
+    pub fn has_files(&self) -> bool {
+        self.backup.is_some()
+    }
+
     /// What the backup files are now.
     ///
     /// # Errors
