@@ -14,7 +14,8 @@
 //! - The words of a log are absolute values: storing them twice is storing them once.
 //! - Every lock that guards a noted word is held from before the word was first read until the intent is cleared.
 //! - A log's words are stored in the order in which they were first noted. Readers rely on it: an entry's version
-//!   before the slot that publishes it, the slot before its home's sequence number, that before the block is free.
+//!   before the slot that publishes it, the slot before its home's sequence number. The bit that says a replaced block is
+//!   free may come before both: nobody can take the block until the lock is free, and then all words are stored.
 //!
 //! A crash
 //! 1. before the decision: the log is ignored; whatever was built lies in free memory. Nothing happened.

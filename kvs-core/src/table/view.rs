@@ -3,7 +3,7 @@
 //! A lookup loads the shard's geometry, the header of the key's home, the slots within reach, the entry. Then it loads
 //! header and geometry again; when the home is still the home and its sequence is what it was, no entry of this home
 //! was set, replaced, removed or moved in between, so everything read belonged together. Why stale reads are harmless:
-//! 1. a slot of an entry that is freed and used again meanwhile: the sequence went up before the memory was free;
+//! 1. a slot of an entry that is freed and used again meanwhile: the sequence went up before the memory could be used again;
 //! 2. an insert whose slot is there but whose reach isn't yet: not found, and it wasn't acknowledged either;
 //! 3. a growth step between the loads: copies are placed before the geometry says so, and old slots are cleared
 //!    after it does; whoever missed a cleared slot finds another geometry;
