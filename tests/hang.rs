@@ -112,7 +112,7 @@ fn front_that_hangs_while_a_signal_asks_for_the_end_is_killed_and_the_store_ends
 
 #[test]
 fn one_that_hangs_while_the_other_dies_is_continued_by_the_kernel_and_goes_on() {
-    // Whoever lost its parent while it stood still is sent SIGHUP, and continued: no reason to end.
+    // Whoever was launched by the one that dies is continued; SIGHUP may come too, and is no reason to end.
     let store = Store::start();
     send(store.data_pid(), Signal::STOP);
     store.kill_front();

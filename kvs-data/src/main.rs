@@ -62,6 +62,9 @@ fn main() -> ExitCode {
     start_logging(&options.server.log_level);
     process::abort_on_panic();
     outlive_file_size_limit();
+    if let Err(error) = process::go_on_when_launcher_dies() {
+        log::warn!("a death of the front server while this process stands still will go unnoticed: {error}");
+    }
     match control::run(&options.server, begun) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
