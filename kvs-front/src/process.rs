@@ -49,6 +49,15 @@ pub fn await_end(process: BorrowedFd<'_>) {
     }
 }
 
+/// Should this process stand still when the one that launched it dies, the kernel lets it go on, so that it can notice. To be
+/// called by one that the other server launched, from its main thread.
+///
+/// # Errors
+/// Never, on Linux.
+pub fn go_on_when_launcher_dies() -> std::io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(Signal::CONT))?)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
@@ -66,13 +75,4 @@ mod tests {
         assert!(!child.wait().expect("ended").success());
         kill(process.as_fd());
     }
-}
-
-/// Should this process stand still when the one that launched it dies, the kernel lets it go on, so that it can notice. To be
-/// called by one that the other server launched, from its main thread.
-///
-/// # Errors
-/// Never, on Linux.
-pub fn go_on_when_launcher_dies() -> std::io::Result<()> {
-    Ok(rustix::process::set_parent_process_death_signal(Some(Signal::CONT))?)
 }
