@@ -321,13 +321,7 @@ impl<'s> BackupThread<'s> {
                 self.path.display()
             );
         }
-        writer.begin_rewrite()?;
-        while !writer.copy_some()? {}
-        if let Some(file) = writer.next_file() {
-            writer.next_synced(file.sync())?;
-        }
-        writer.install_next()?;
-        Ok(())
+        writer.rewrite_now()
     }
 
     /// One round: batches, syncs, a little of a new file. False while it is too early to try again what was refused.

@@ -41,7 +41,7 @@ impl Backup {
     /// What the disk says.
     pub fn perform(self, writer: &mut Writer<'_>) -> Result<(), BackupError> {
         if self == Self::HandOver {
-            rewrite(writer)?;
+            writer.rewrite_now()?;
         }
         while writer.drain()? > 0 {}
         Ok(())
@@ -50,16 +50,6 @@ impl Backup {
 
 fn slot(segment: &Segment, index: u64) -> anyhow::Result<&WorkerSlot> {
     Ok(segment.memory().object(segment.regions().worker(index))?)
-}
-
-fn rewrite(writer: &mut Writer<'_>) -> Result<(), BackupError> {
-    writer.begin_rewrite()?;
-    while !writer.copy_some()? {}
-    if let Some(file) = writer.next_file() {
-        writer.next_synced(file.sync())?;
-    }
-    writer.install_next()?;
-    Ok(())
 }
 
 /// Takes up the file in `directory`, or makes one.
@@ -71,7 +61,7 @@ pub fn open<'s>(table: &'s Table, directory: &Path) -> anyhow::Result<Writer<'s>
     let found = log::open(&SystemDisk, &path)?;
     let mut writer = Writer::open(&SystemDisk, &path, found, table, slot(table.segment(), BACKUP_SLOT)?)?;
     if !writer.has_file() {
-        rewrite(&mut writer)?;
+        writer.rewrite_now()?;
     }
     Ok(writer)
 }

@@ -503,17 +503,26 @@ impl<'s> Writer<'s> {
         }
     }
 
+    /// Writes a new file without a pause, or the rest of the one that is begun, and puts it in place.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn rewrite_now(&mut self) -> Result<(), BackupError> {
+        if self.next.is_none() {
+            self.begin_rewrite()?;
+        }
+        while !self.copy_some()? {}
+        self.install_next()?;
+        Ok(())
+    }
+
     /// Everything that was changed is on disk when this returns, and the file says so.
     ///
     /// # Errors
     /// What the disk says.
     pub fn end(&mut self) -> Result<(), BackupError> {
         if self.log.is_none() {
-            if self.next.is_none() {
-                self.begin_rewrite()?;
-            }
-            while !self.copy_some()? {}
-            self.install_next()?;
+            self.rewrite_now()?;
         }
         while self.drain()? > 0 {}
         for _ in 0..2 {
