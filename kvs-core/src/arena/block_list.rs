@@ -232,6 +232,26 @@ impl BlockList {
         Ok(())
     }
 
+    /// Appends `bytes`, in as many transactions as it takes.
+    ///
+    /// # Errors
+    /// As [`BlockList::space`]; some of the bytes may be in it then.
+    pub fn append(&self, slot: &WorkerSlot, mut bytes: &[u8]) -> Result<(), AllocateError> {
+        while !bytes.is_empty() {
+            let (offset, room) = self.space(slot)?;
+            let (now, later) = bytes.split_at(bytes.len().min(room as usize));
+            if now.is_empty() {
+                return Err(Damaged { offset }.into());
+            }
+            self.segment.memory().write_bytes(offset, now)?;
+            let mut transaction = Transaction::begin(&self.segment, slot);
+            self.fill(&mut transaction, now.len() as u64)?;
+            transaction.commit()?;
+            bytes = later;
+        }
+        Ok(())
+    }
+
     /// The contiguous memory that holds the bytes from stream position `from` on: its offset and length; length 0 at
     /// the end of what is filled.
     ///

@@ -19,10 +19,7 @@ use super::record::{ENTRIES_BYTES, FILE_HEADER_BYTES, Kind, RECORD_HEADER_BYTES}
 use super::scan::{Bad, Block, Frames, Next, Sound, for_each_sound, judge};
 use super::torn_path;
 use crate::arena::block_list::BlockList;
-use crate::arena::extents::AllocateError;
-use crate::segment::Segment;
 use crate::segment::layout::WorkerSlot;
-use crate::sys::memory::Damaged;
 use crate::table::{KeyHash, Table, TableError};
 use crate::transaction::Transaction;
 
@@ -136,7 +133,7 @@ impl Loading {
         let list = BlockList::create(segment, slot, &slot.loading, length)?;
         let padding = &[0u8; 8][..padded - key.len()];
         for part in [key, padding, record.value()] {
-            push(segment, slot, &list, part)?;
+            list.append(slot, part)?;
         }
         let mut transaction = Transaction::begin(segment, slot);
         let (owner, version) = (&slot.loading, record.header.version);
@@ -180,27 +177,6 @@ impl Loading {
         memory.store(&header.loading, 0);
         Ok(())
     }
-}
-
-pub(crate) fn push(
-    segment: &Segment,
-    slot: &WorkerSlot,
-    list: &BlockList,
-    mut bytes: &[u8],
-) -> Result<(), AllocateError> {
-    while !bytes.is_empty() {
-        let (offset, room) = list.space(slot)?;
-        let (now, later) = bytes.split_at(bytes.len().min(room as usize));
-        if now.is_empty() {
-            return Err(Damaged { offset }.into());
-        }
-        segment.memory().write_bytes(offset, now)?;
-        let mut transaction = Transaction::begin(segment, slot);
-        list.fill(&mut transaction, now.len() as u64)?;
-        transaction.commit()?;
-        bytes = later;
-    }
-    Ok(())
 }
 
 /// How many entries the file has at least: as its last mark says, or as a file that isn't too long must have.

@@ -117,26 +117,11 @@ impl<'s> Connection<'s> {
     }
 
     /// Appends `bytes` to a list; false when there is no memory for them.
-    fn push(&self, context: &Context<'s>, list: &BlockList, mut bytes: &[u8]) -> Result<bool, Fatal> {
-        while !bytes.is_empty() {
-            let (offset, room) = match list.space(context.slot) {
-                Ok(space) => space,
-                Err(error) => {
-                    out_of_memory(error)?;
-                    return Ok(false);
-                }
-            };
-            let (now, later) = bytes.split_at(bytes.len().min(room as usize));
-            if now.is_empty() {
-                return Err(Damaged { offset }.into());
-            }
-            self.segment.memory().write_bytes(offset, now)?;
-            let mut transaction = Transaction::begin(self.segment, context.slot);
-            list.fill(&mut transaction, now.len() as u64)?;
-            transaction.commit()?;
-            bytes = later;
+    fn push(&self, context: &Context<'s>, list: &BlockList, bytes: &[u8]) -> Result<bool, Fatal> {
+        match list.append(context.slot, bytes) {
+            Ok(()) => Ok(true),
+            Err(error) => out_of_memory(error).map(|()| false),
         }
-        Ok(true)
     }
 
     /// Takes what there is of the value; stores it when it is whole.

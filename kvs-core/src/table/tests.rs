@@ -35,21 +35,9 @@ pub(crate) fn set(
     content.resize(key.len().next_multiple_of(8), 0);
     content.extend_from_slice(value);
     let list = BlockList::create(segment, slot, owner, content.len() as u64)?;
-    let mut rest = &content[..];
-    while !rest.is_empty() {
-        let (offset, room) = match list.space(slot) {
-            Ok(space) => space,
-            Err(error) => {
-                list.release(slot, owner)?;
-                return Err(error.into());
-            }
-        };
-        let (now, later) = rest.split_at(rest.len().min(room as usize));
-        segment.memory().write_bytes(offset, now)?;
-        let mut transaction = Transaction::begin(segment, slot);
-        list.fill(&mut transaction, now.len() as u64)?;
-        transaction.commit()?;
-        rest = later;
+    if let Err(error) = list.append(slot, &content) {
+        list.release(slot, owner)?;
+        return Err(error.into());
     }
     let mut transaction = Transaction::begin(segment, slot);
     let set = table.set_assembled(&mut transaction, hash, key, &list, owner, condition)?;

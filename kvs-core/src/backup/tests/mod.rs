@@ -117,7 +117,7 @@ fn set_large(
     content.resize(key.len().next_multiple_of(8), 0);
     content.extend_from_slice(value);
     let list = BlockList::create(segment, worker, &worker.loading, content.len() as u64)?;
-    super::load::push(segment, worker, &list, &content)?;
+    list.append(worker, &content)?;
     let mut transaction = Transaction::begin(segment, worker);
     let set =
         table.set_assembled(&mut transaction, table.hash_of(key), key, &list, &worker.loading, condition);
