@@ -20,8 +20,8 @@ use anyhow::Context as _;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 use kvs_core::backup::disk::{DiskFile, SystemDisk};
 use kvs_core::backup::gate::Acknowledge;
-use kvs_core::backup::log::Found;
-use kvs_core::backup::writer::{SyncTicket, Writer, find};
+use kvs_core::backup::log::{self as log_file, Found};
+use kvs_core::backup::writer::{SyncTicket, Writer};
 use kvs_core::backup::{BackupError, ring};
 use kvs_core::instance::ByteSize;
 use kvs_core::liveness::FIRST_HELPER_SLOT;
@@ -65,7 +65,7 @@ pub fn acknowledge(durability: Durability) -> Acknowledge {
 pub fn open_file(path: &std::path::Path) -> Result<Option<Found>, BackupError> {
     let until = Instant::now() + LOCK_PATIENCE;
     loop {
-        match find(&DISK, path) {
+        match log_file::open(&DISK, path) {
             Err(BackupError::Locked { .. }) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
             found => return found,
         }
@@ -330,7 +330,7 @@ impl<'s> BackupThread<'s> {
             return Ok(false);
         }
         if self.writer.is_none() {
-            match find(&DISK, &self.path) {
+            match log_file::open(&DISK, &self.path) {
                 // The predecessor's memory is still being taken apart, and its files are closed after that.
                 Err(BackupError::Locked { .. }) if Instant::now() < self.locked_until => return Ok(false),
                 found => self.open(found?)?,

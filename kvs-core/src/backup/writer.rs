@@ -29,7 +29,7 @@ use super::disk::{Disk, DiskFile};
 use super::log::{Found, Log, Mark};
 use super::record::{FileHeader, Kind};
 use super::ring::Ring;
-use super::{BackupError, log, next_path};
+use super::{BackupError, next_path};
 use crate::segment::Segment;
 use crate::segment::layout::{Header, WorkerSlot};
 use crate::sys::memory::Damaged;
@@ -579,12 +579,4 @@ fn fit(path: &Path, header: &Header, found: Option<Found>) -> Result<Fitting, Ba
         return older(format!("it has {} bytes, the segment has written {}", found.length, mark.position));
     }
     Ok(Fitting::Resume(found, mark))
-}
-
-/// Opens the file at `path` for [`Writer::open`].
-///
-/// # Errors
-/// As [`log::open`].
-pub fn find(disk: &dyn Disk, path: &Path) -> Result<Option<Found>, BackupError> {
-    log::open(disk, path)
 }
