@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kvs_core::backup::record::FileHeader;
+use kvs_core::backup::record::{self, FileHeader, Kind, RecordHeader};
 use kvs_core::segment::layout::Header;
 use kvs_core::wire::ErrorCode;
 use kvs_harness::connection::{Answer, Connection, delete, get, increment, set};
@@ -416,6 +416,33 @@ fn backup_that_is_damaged_is_reported_with_its_offset_and_torn_is_cut() {
     let kept = store.place().directory().join(format!("backup.torn-{}", bytes.len()));
     assert!(log.contains("cut off and kept") && log.contains(&kept.display().to_string()), "{log}");
     assert_eq!(fs::read(kept).expect("kept"), bytes[64..264]);
+}
+
+/// `bytes` with one more record, which follows the last in every way but has a byte changed, as in a sector that was not written.
+fn with_a_torn_record(bytes: &[u8]) -> Vec<u8> {
+    let mut at = 64;
+    let mut last = RecordHeader::decode(&bytes[at..]).expect("a record");
+    while at + last.length < bytes.len() {
+        at += last.length;
+        last = RecordHeader::decode(&bytes[at..]).expect("a record");
+    }
+    let mut torn = bytes.to_vec();
+    record::begin(&mut torn, (last.sequence + 1, last.checksum), Kind::Set, 1000, (3, 100));
+    torn.extend_from_slice(&[b'k'; 103]);
+    record::finish(&mut torn, bytes.len(), FileHeader::decode(bytes).expect("a header").checksum_seed());
+    torn[bytes.len() + 60] ^= 1;
+    torn
+}
+
+#[test]
+fn backup_that_is_torn_within_a_record_is_loaded_up_to_there() {
+    let (place, launch, bytes) = ended();
+    fs::remove_file(place.segment()).expect("there");
+    fs::write(place.backup(), with_a_torn_record(&bytes)).expect("written");
+    let store = launch.start_at(place);
+    assert_eq!((store.ready().start.as_str(), store.ready().entries), ("loaded", 100));
+    assert!(store.place().log().contains("cut off and kept"));
+    assert!(store.place().directory().join(format!("backup.torn-{}", bytes.len())).exists());
 }
 
 #[test]

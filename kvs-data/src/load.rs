@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use indicatif::{ProgressBar, ProgressStyle};
 use kvs_core::backup::BackupError;
 use kvs_core::backup::disk::Disk;
-use kvs_core::backup::load::{Loading, Torn, cut_torn, mark_of};
+use kvs_core::backup::load::{Loaded, Loading, Torn};
 use kvs_core::backup::log::Found;
 use kvs_core::backup::scan::{Block, Frames, Next};
 use kvs_core::instance::ByteSize;
@@ -39,8 +39,9 @@ pub fn load(
     loop {
         let segment = Segment::create(path, capacity, Purpose { backup_id: found.header.id, loading: true })?;
         match load_into(disk, backup, found, &segment, threads) {
-            Ok(Attempt { table, records, torn, again: false }) => {
+            Ok((records, Loaded::Whole { torn })) => {
                 torn.iter().for_each(report);
+                let table = Table::new(&segment)?;
                 let seconds = begun.elapsed().as_secs_f64();
                 log::info!(
                     "loaded {records} records, {} entries, in {seconds:.2} s ({:.2} million a second)",
@@ -50,9 +51,9 @@ pub fn load(
                 return Ok((segment, table));
             }
             // Records behind the torn end, of which nobody was told that they are safe, are in the table already.
-            Ok(Attempt { torn, .. }) => {
-                torn.iter().for_each(report);
-                found.length = torn.map_or(found.length, |torn| torn.position);
+            Ok((_, Loaded::Again { torn })) => {
+                report(&torn);
+                found.length = torn.position;
                 drop(segment);
                 kvs_core::segment::remove(path)?;
             }
@@ -76,20 +77,14 @@ fn report(torn: &Torn) {
     );
 }
 
-struct Attempt {
-    table: Table,
-    records: u64,
-    torn: Option<Torn>,
-    again: bool,
-}
-
+/// Fills the segment; returns how many records that took. Nothing of it holds the segment any longer then, so that it can be removed.
 fn load_into(
     disk: &dyn Disk,
     backup: &Path,
     found: &Found,
     segment: &Segment,
     threads: usize,
-) -> anyhow::Result<Attempt> {
+) -> anyhow::Result<(u64, Loaded)> {
     let table = Table::new(segment)?;
     for index in 0..threads {
         segment.claim_worker(index as u64)?;
@@ -117,17 +112,8 @@ fn load_into(
         result.map_err(|error| explain(error, backup, segment))?;
     }
     let end = end.with_context(|| format!("can't read the backup file {}", backup.display()))?;
-    let records = loading.records();
-    if let Some(position) = loading.bad() {
-        let torn = Some(cut_torn(disk, backup, found, position)?);
-        return Ok(Attempt { table, records, torn, again: true });
-    }
-    let torn = match end {
-        Next::Bad(position) => Some(cut_torn(disk, backup, found, position)?),
-        _ => None,
-    };
-    loading.finish(mark_of(found, &frames))?;
-    Ok(Attempt { table, records, torn, again: false })
+    let loaded = loading.conclude(disk, backup, found, &frames, end)?;
+    Ok((loading.records(), loaded))
 }
 
 fn explain(error: TableError, backup: &Path, segment: &Segment) -> anyhow::Error {

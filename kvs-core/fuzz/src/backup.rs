@@ -90,8 +90,8 @@ fn load(disk: &MemoryDisk) -> Result<Option<(Segment, bool)>, BackupError> {
         let Some(found) = log::open(disk, path)? else { return Ok(None) };
         match load_alone(disk, path, &found, &table, worker(&segment), found.length) {
             Ok(Loaded::Whole { torn: cut }) => return Ok(Some((segment, torn || cut.is_some()))),
-            Ok(Loaded::Again { end }) => {
-                assert!(end < found.length);
+            Ok(Loaded::Again { torn: cut }) => {
+                assert!(cut.position < found.length);
                 torn = true;
             }
             Err(error) => {

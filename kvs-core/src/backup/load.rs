@@ -159,11 +159,31 @@ impl Loading {
         }
     }
 
-    /// Ends the load: the segment goes on where the file's history ended.
+    /// Ends the load when all that `frames` walked through is applied and `end` is how the walk ended. A torn end is cut off.
     ///
     /// # Errors
-    /// [`Damaged`] never, on a segment that was just made.
-    pub fn finish(&self, mark: Mark) -> Result<(), BackupError> {
+    /// [`BackupError::Damage`], or what the system says.
+    pub fn conclude(
+        &self,
+        disk: &dyn Disk,
+        path: &Path,
+        found: &Found,
+        frames: &Frames<'_>,
+        end: Next,
+    ) -> Result<Loaded, BackupError> {
+        if let Some(position) = self.bad() {
+            return Ok(Loaded::Again { torn: cut_torn(disk, path, found, position)? });
+        }
+        let torn = match end {
+            Next::Bad(position) => Some(cut_torn(disk, path, found, position)?),
+            Next::Block | Next::End => None,
+        };
+        self.finish(mark_of(found, frames))?;
+        Ok(Loaded::Whole { torn })
+    }
+
+    /// The segment goes on where the file's history ended.
+    fn finish(&self, mark: Mark) -> Result<(), BackupError> {
         let segment = self.table.segment();
         let (memory, header) = (segment.memory(), segment.header()?);
         let next_version = self.version_max.load(Ordering::Relaxed) + 1;
@@ -215,7 +235,7 @@ pub struct Torn {
 ///
 /// # Errors
 /// [`BackupError::Damage`] when it isn't, or what the system says.
-pub fn cut_torn(disk: &dyn Disk, path: &Path, found: &Found, position: u64) -> Result<Torn, BackupError> {
+fn cut_torn(disk: &dyn Disk, path: &Path, found: &Found, position: u64) -> Result<Torn, BackupError> {
     let error = |action| move |error: io::Error| BackupError::io(path, action, error);
     let judged = judge(&*found.file, &found.header, position, found.length);
     let sound_behind = match judged.map_err(error("read it"))? {
@@ -264,26 +284,20 @@ pub fn load_alone(
     loading.prepare(path, found, slot)?;
     let mut frames = Frames::new(&*found.file, end);
     let mut block = Block::default();
-    let bad = loop {
-        match frames.next_block(&mut block).map_err(|error| BackupError::io(path, "read it", error))? {
-            Next::Block => loading.apply(slot, &block)?,
-            Next::End => break None,
-            Next::Bad(position) => break Some(position),
-        }
+    let reading = |error| BackupError::io(path, "read it", error);
+    let mut next = frames.next_block(&mut block).map_err(reading)?;
+    while next == Next::Block {
+        loading.apply(slot, &block)?;
         if loading.bad().is_some() {
-            break None;
+            break;
         }
-    };
-    if let Some(position) = loading.bad() {
-        return Ok(Loaded::Again { end: cut_torn(disk, path, found, position)?.position });
+        next = frames.next_block(&mut block).map_err(reading)?;
     }
-    let torn = bad.map(|position| cut_torn(disk, path, found, position)).transpose()?;
-    loading.finish(mark_of(found, &frames))?;
-    Ok(Loaded::Whole { torn })
+    loading.conclude(disk, path, found, &frames, next)
 }
 
 /// Where the file that was walked through ends.
-pub fn mark_of(found: &Found, frames: &Frames<'_>) -> Mark {
+fn mark_of(found: &Found, frames: &Frames<'_>) -> Mark {
     let (position, sequence, chain) = frames.reached();
     Mark { generation: found.header.generation, position, sequence, chain }
 }
@@ -296,9 +310,9 @@ pub enum Loaded {
         /// What was cut off.
         torn: Option<Torn>,
     },
-    /// Records behind the torn end were applied already: to be done again, up to this position.
+    /// Records behind the torn end were applied already: to be done again, up to where the file ends now.
     Again {
-        /// Where the file ends now.
-        end: u64,
+        /// What was cut off.
+        torn: Torn,
     },
 }

@@ -163,7 +163,7 @@ fn load_or_empty(disk: &SimulatedDisk, workers: u64) -> Result<LoadedStore, Back
                 let torn = again || torn.is_some();
                 return Ok(LoadedStore { segment, torn, again });
             }
-            Loaded::Again { end: reached } => (end, again) = (Some(reached), true),
+            Loaded::Again { torn } => (end, again) = (Some(torn.position), true),
         }
     }
 }
