@@ -111,10 +111,14 @@ pub fn kill_store(name: &str) {
         stopped.extend(running);
         std::thread::sleep(Duration::from_millis(1));
     }
+    // The death of its launcher lets one go on, which may then launch another before it is killed, too.
+    let mut quiet = 0;
     eventually("every process of the store is dead", SOON, || {
         let living = of_store(name);
         living.iter().for_each(|pid| send(*pid, Signal::KILL));
-        living.is_empty()
+        quiet = if living.is_empty() { quiet + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(2));
+        quiet == 4
     });
 }
 
