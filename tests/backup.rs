@@ -17,7 +17,7 @@ use kvs_core::wire::ErrorCode;
 use kvs_harness::connection::{Answer, Connection, delete, get, increment, set};
 use kvs_harness::processes;
 use kvs_harness::store::{Launch, Place, Store};
-use kvs_harness::wait::{SOON, eventually};
+use kvs_harness::wait::{SOON, eventually, eventually_some};
 use rustix::process::{Resource, Rlimit, Signal};
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -70,8 +70,11 @@ fn assert_has(store: &Store, model: &Model) {
 
 /// A counter of the store.
 fn statistic(store: &Store, name: &str) -> serde_json::Value {
-    let output = store.place().tools(&["--json", "stats"]);
-    let all: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    // A data server that was just killed answers nothing.
+    let all = eventually_some("statistics", SOON, || {
+        let output = store.place().tools(&["--json", "stats"]);
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).ok()
+    });
     all[name].clone()
 }
 
