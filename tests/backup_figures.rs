@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kvs_core::wire::RequestBody;
 use kvs_harness::connection::{Answer, Connection, set};
 use kvs_harness::store::{Launch, Store};
 use kvs_harness::wait::eventually;
@@ -165,5 +166,55 @@ fn backup_loading_is_measured_beside_redis() {
     if !theirs.is_empty() {
         let took = median(theirs.clone());
         println!("redis  {took:6.2} s  {:.2} million/s   {theirs:.2?}", rate(took));
+    }
+}
+
+/// What `count` clients take to write one value each and have it acknowledged, and then to be gone when they end while they wait
+/// for that, in seconds.
+fn crowd(store: &Store, count: usize) -> (f64, f64) {
+    let mut observer = store.connect();
+    let mut clients: Vec<Connection> = (0..count).map(|_| store.connect()).collect();
+    let write_each = |clients: &mut [Connection]| {
+        for (number, client) in clients.iter_mut().enumerate() {
+            client.queue(&set(key_of(number as u64).as_bytes(), &[7; 32]));
+            client.flush().expect("sent");
+        }
+    };
+    let rounds = (0..ROUNDS).map(|_| {
+        let begun = Instant::now();
+        write_each(&mut clients);
+        for client in &mut clients {
+            assert_eq!(client.receive().expect("served").1, Answer::Stored);
+        }
+        begun.elapsed().as_secs_f64()
+    });
+    let round = median(rounds.collect());
+    write_each(&mut clients);
+    drop(clients);
+    let begun = Instant::now();
+    let are_gone = || connections(&mut observer) == 1;
+    eventually("the clients are gone", Duration::from_secs(20), are_gone);
+    (round, begun.elapsed().as_secs_f64())
+}
+
+/// How many are connected, the observer among them.
+fn connections(observer: &mut Connection) -> u64 {
+    let Answer::Stats(all) = observer.ask(&RequestBody::Stats).expect("served") else {
+        panic!("no statistics")
+    };
+    all.into_iter().find_map(|(name, value)| value.filter(|_| name == "connections")).expect("counted")
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn crowds_that_wait_for_the_disk_are_measured() {
+    let store = Launch::new().option("--durability", "always").option("--workers", "1").start();
+    for count in [500, 5_000] {
+        let (round, gone) = crowd(&store, count);
+        println!(
+            "{count} clients: {:.1} ms for one write of each, {:.1} ms until all are gone",
+            round * 1e3,
+            gone * 1e3
+        );
     }
 }

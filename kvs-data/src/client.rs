@@ -73,6 +73,16 @@ impl<'s> Client<'s> {
             || (self.parked && !context.may_change())
     }
 
+    /// How far the backup file must come before its answers are sent.
+    pub fn held_until(&self) -> Option<u64> {
+        self.held_until
+    }
+
+    /// Whether it waits for room in the backup ring.
+    pub fn is_parked(&self) -> bool {
+        self.parked
+    }
+
     /// The connection.
     pub fn connection(&self) -> &Connection<'s> {
         &self.connection

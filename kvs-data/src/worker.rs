@@ -1,5 +1,6 @@
 //! One thread of the fixed pool. It waits in its own `epoll` for its own clients; each client is its alone.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -121,6 +122,16 @@ impl WorkerHandle {
 /// Token of the worker's own wake-up; clients have their place in the list.
 const WAKE: u64 = u64::MAX;
 
+/// Whether it is for this position of the backup file that the client in `place` waits.
+fn is_held(clients: &[Option<Client<'_>>], position: u64, place: usize) -> bool {
+    clients[place].as_ref().is_some_and(|client| client.held_until() == Some(position))
+}
+
+/// Whether the client in `place` is this one, and waits for room in the backup ring.
+fn is_parked(clients: &[Option<Client<'_>>], id: u64, place: usize) -> bool {
+    clients[place].as_ref().is_some_and(|client| client.connection().id() == id && client.is_parked())
+}
+
 struct Worker<'s> {
     shared: &'s Shared,
     slot: &'s WorkerSlot,
@@ -128,8 +139,11 @@ struct Worker<'s> {
     context: Context<'s>,
     /// How much of the backup ring the backup thread was called for.
     ring_head: u64,
-    /// Those who wait for the backup file.
-    waiting: Vec<usize>,
+    /// Those who wait for the backup file to come so far, in the order in which it does. Who is closed meanwhile is left in
+    /// the list, and known by the position, for which no other waits.
+    held: VecDeque<(u64, usize)>,
+    /// Those who have a change for which the backup ring had no room, by number and place. Likewise.
+    parked: VecDeque<(u64, usize)>,
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
     inbox: Receiver<Command>,
@@ -141,7 +155,8 @@ struct Worker<'s> {
     introduce_at: Instant,
     clients: Vec<Option<Client<'s>>>,
     free: Vec<usize>,
-    lingering: Vec<usize>,
+    /// Those who were told why they can't be served, with the time of their end, in its order. Likewise.
+    lingering: VecDeque<(Instant, usize)>,
     /// Closed, and the front server doesn't know yet.
     closed: Vec<u64>,
     /// The place that is looked at next for buffers nobody uses.
@@ -167,7 +182,8 @@ impl<'s> Worker<'s> {
             index,
             context: context.behind(&shared.gate, index),
             ring_head: slot.ring_head.load(),
-            waiting: Vec::new(),
+            held: VecDeque::new(),
+            parked: VecDeque::new(),
             epoll,
             wake,
             inbox,
@@ -176,7 +192,7 @@ impl<'s> Worker<'s> {
             introduce_at: Instant::now(),
             clients: Vec::new(),
             free: Vec::new(),
-            lingering: Vec::new(),
+            lingering: VecDeque::new(),
             closed: Vec::new(),
             hand: 0,
             stop_at: None,
@@ -244,7 +260,7 @@ impl<'s> Worker<'s> {
     }
 
     fn timeout(&self) -> Option<rustix::event::Timespec> {
-        let lingering = self.lingering.iter().filter_map(|&place| self.clients[place].as_ref()?.linger_until);
+        let lingering = self.lingering.front().map(|&(until, _)| until).into_iter();
         let garbage = (self.slot.garbage.load() != 0).then_some(GARBAGE_PAUSE);
         let untold = (!self.closed.is_empty()).then_some(RETRY_PAUSE);
         let introduction = self.strangers_from.map(|_| self.introduce_at);
@@ -313,7 +329,7 @@ impl<'s> Worker<'s> {
         if head == std::mem::replace(&mut self.ring_head, head) {
             return;
         }
-        let behind = is_half_full(self.slot) || !self.waiting.is_empty();
+        let behind = is_half_full(self.slot) || !self.held.is_empty() || !self.parked.is_empty();
         if self.context.waits_for_sync() || behind || self.shared.gate.must_call() {
             self.shared.call_backup();
         }
@@ -321,22 +337,48 @@ impl<'s> Worker<'s> {
 
     /// Serves those on whom the backup file has come far enough.
     fn serve_waiting(&mut self) -> Result<(), Fatal> {
-        if self.waiting.is_empty() {
+        if self.held.is_empty() && self.parked.is_empty() {
             return Ok(());
         }
         // Before looking: what moves after the look wakes this thread.
         self.shared.gate.wait(self.index);
-        for place in std::mem::take(&mut self.waiting) {
-            let waits =
-                self.clients[place].as_ref().is_some_and(|client| client.waits_for_backup(&self.context));
-            if waits {
-                self.waiting.push(place);
-            } else {
+        // Who has to wait again stands at the end, for the next round.
+        for _ in 0..self.held.len() {
+            let Some(&(position, place)) = self.held.front() else { break };
+            if !self.context.is_synced(position) {
+                break;
+            }
+            self.held.pop_front();
+            if is_held(&self.clients, position, place) {
+                self.serve(place, EventFlags::empty())?;
+            }
+        }
+        for _ in 0..self.parked.len() {
+            if !self.context.may_change() {
+                break;
+            }
+            let Some((id, place)) = self.parked.pop_front() else { break };
+            if is_parked(&self.clients, id, place) {
                 self.serve(place, EventFlags::empty())?;
             }
         }
         self.call_backup();
         Ok(())
+    }
+
+    /// Notes what the client in `place` waits for.
+    fn hold(&mut self, place: usize) {
+        let Some(client) = &self.clients[place] else { return };
+        match client.held_until() {
+            Some(position) if !client.is_parked() || !self.context.is_synced(position) => {
+                self.held.push_back((position, place));
+            }
+            _ => self.parked.push_back((client.connection().id(), place)),
+        }
+        if self.held.len() + self.parked.len() > 2 * self.clients.len() {
+            self.held.retain(|&(position, place)| is_held(&self.clients, position, place));
+            self.parked.retain(|&(id, place)| is_parked(&self.clients, id, place));
+        }
     }
 
     fn serve(&mut self, place: usize, happened: EventFlags) -> Result<(), Fatal> {
@@ -361,12 +403,13 @@ impl<'s> Worker<'s> {
                 return self.close(place);
             }
         }
-        if fate == Fate::Waits && !self.waiting.contains(&place) {
-            self.waiting.push(place);
-        }
         if fate == Fate::Lingers && client.linger_until.is_none() {
-            client.linger_until = Some(Instant::now() + LINGER);
-            self.lingering.push(place);
+            let until = Instant::now() + LINGER;
+            client.linger_until = Some(until);
+            self.lingering.push_back((until, place));
+        }
+        if fate == Fate::Waits {
+            self.hold(place);
         }
         Ok(())
     }
@@ -378,26 +421,22 @@ impl<'s> Worker<'s> {
         let (id, index) = (client.connection().id(), client.connection().index());
         client.close(&mut self.context)?;
         self.free.push(place);
-        self.lingering.retain(|&other| other != place);
-        self.waiting.retain(|&other| other != place);
         self.shared.give_back_slot(index);
         self.closed.push(id);
         Ok(())
     }
 
     fn end_lingering(&mut self) -> Result<(), Fatal> {
-        if self.lingering.is_empty() {
-            return Ok(());
+        while let Some(&(until, place)) = self.lingering.front() {
+            if until > Instant::now() {
+                break;
+            }
+            self.lingering.pop_front();
+            if self.clients[place].as_ref().is_some_and(|client| client.linger_until == Some(until)) {
+                self.close(place)?;
+            }
         }
-        let now = Instant::now();
-        let over = |place: &usize| {
-            self.clients[*place]
-                .as_ref()
-                .and_then(|client| client.linger_until)
-                .is_none_or(|until| until <= now)
-        };
-        let over: Vec<usize> = self.lingering.iter().copied().filter(over).collect();
-        over.into_iter().try_for_each(|place| self.close(place))
+        Ok(())
     }
 
     /// Tells the front server to let its duplicates go. When it is too busy to hear it, it is told later: clients don't
