@@ -25,13 +25,16 @@ fn layout_page_has_every_field_where_it_is() {
         fields!(Header: magic layout_version layout_hash capacity_bytes shard_count boot_id backup_id hash_seed
             identity_checksum clean data_process front_process data_restarts front_restarts created_ns value_bytes_max
             connection_slots_reserved extents_reserved reserved_bytes arena_lock tcp_address unix_path
-            worker_slots_reserved backup_rings_reserved loading backup backup_next data_heartbeat front_heartbeat spare),
+            worker_slots_reserved backup_rings_reserved loading backup backup_next data_heartbeat front_heartbeat
+            standby_process spare),
         fields!(BackupMark: generation position sequence chain),
         fields!(Shard: lock geometry reserved_bytes quarantined reserved next_version entries content_bytes
             reserved_counters partial slabs spare),
-        fields!(WorkerSlot: intent garbage counters ring_head ring_tail turn loading reserved log),
+        fields!(WorkerSlot: unix_sent unix_sent_from serving intent garbage counters ring_head ring_tail turn loading
+            reserved log tail),
         fields!(ConnectionSlot: state id committed received sent input output assembly outgoing outgoing_start
-            discard_until client client_name assembly_end assembly_request assembly_key_bytes input_ended spare),
+            discard_until client client_name assembly_end assembly_request assembly_key_bytes input_ended
+            uncertain peek_base spare),
     ];
     let mut missing = Vec::new();
     for (structure, size, fields) in structures {

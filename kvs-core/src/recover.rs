@@ -9,16 +9,18 @@
 //! 1. some redo logs were completed: those are clear, the others still stand; the next recovery completes them;
 //! 2. some locks were made anew: nobody waits for one, and the next recovery makes all of them anew;
 //! 3. the backup rings were looked at: pins are this process's own, and are made anew;
-//! 4. some replaced values were freed: each is taken off its list in the transaction that frees it;
-//! 5. some connections were ended: a slot is marked free last, and what it no longer names is free.
+//! 4. some connections were noted to have been served: each in one transaction with the end of that note at its worker;
+//! 5. some replaced values were freed: each is taken off its list in the transaction that frees it;
+//! 6. some connections were ended: a slot is marked free last, and what it no longer names is free.
 
 use crate::backup::ring;
 use crate::connection::slot;
 use crate::segment::layout::{ConnectionSlot, WorkerSlot};
 use crate::segment::{Segment, SegmentError};
+use crate::sys::counted_send;
 use crate::sys::memory::Damaged;
 use crate::table::Table;
-use crate::transaction::{self, Recovered, TransactionError};
+use crate::transaction::{self, Recovered, Transaction, TransactionError};
 
 /// Why a segment can't be recovered.
 #[derive(Debug, thiserror::Error)]
@@ -41,20 +43,46 @@ pub enum RecoverError {
     Damaged(#[from] Damaged),
 }
 
-/// Recovers the segment of `table`: completes what was decided, makes every lock anew, frees replaced values, and ends the
-/// connections of the dead data server.
+/// Recovers the segment of `table` for a data server to which nobody passes the sockets of the dead one: completes what was
+/// decided, makes every lock anew, frees replaced values, and ends the connections.
 ///
 /// # Errors
 /// [`RecoverError`]; the segment is not to be served then.
 pub fn recover(table: &Table) -> Result<(), RecoverError> {
+    let slots = take_over(table)?;
+    // The first slot always exists; nobody else works yet.
+    slots.first().map_or(Ok(()), |worker| end_connections(table.segment(), worker))?;
+    table.release_garbage();
+    collect_garbage(table, 0)
+}
+
+/// Recovers the segment of `table` for a data server that goes on with the connections of the dead one. Until they all are
+/// resumed, or given up, nothing that was replaced is freed: see [`Table::release_garbage`] and [`collect_garbage`].
+///
+/// # Errors
+/// [`RecoverError`]; the segment is not to be served then.
+pub fn take_over(table: &Table) -> Result<Vec<&WorkerSlot>, RecoverError> {
     let segment = table.segment();
+    table.hold_garbage();
     let slots = worker_slots(segment)?;
     complete_logs(segment, &slots)?;
     segment.initialize_locks()?;
     for (worker, slot) in (0u64..).zip(&slots).take(segment.header()?.backup_rings_reserved.load() as usize) {
         take_up_ring(table, worker, slot)?;
     }
-    for (index, slot) in slots.iter().enumerate() {
+    for slot in &slots {
+        note_served(segment, slot)?;
+    }
+    Ok(slots)
+}
+
+/// Frees what was replaced by workers whose slots nobody works in: those from `from` on.
+///
+/// # Errors
+/// [`RecoverError`]; the segment is not to be served then.
+pub fn collect_garbage(table: &Table, from: usize) -> Result<(), RecoverError> {
+    let segment = table.segment();
+    for (index, slot) in worker_slots(segment)?.into_iter().enumerate().skip(from) {
         match table.collect_garbage(slot) {
             Ok(()) => {}
             Err(error @ TransactionError::Damaged(_)) => {
@@ -64,8 +92,25 @@ pub fn recover(table: &Table) -> Result<(), RecoverError> {
             Err(error) => return Err(error.into()),
         }
     }
-    // The first slot always exists; nobody else works yet.
-    slots.first().map_or(Ok(()), |worker| end_connections(segment, worker))
+    Ok(())
+}
+
+/// Notes at the connection that a worker was serving that the kernel is to be asked how far its stream got; and for a unix socket
+/// what the send came to that may have been under way.
+fn note_served(segment: &Segment, worker: &WorkerSlot) -> Result<(), RecoverError> {
+    let Some(index) = worker.serving.load().checked_sub(1) else { return Ok(()) };
+    let mut transaction = Transaction::begin(segment, worker);
+    if index < segment.header()?.connection_slots_reserved.load() {
+        let slot: &ConnectionSlot = segment.memory().object(segment.regions().connection(index))?;
+        if slot::is_used(slot) {
+            transaction.store(&slot.uncertain, 1);
+            if let Some(sent) = counted_send::count_of(worker.unix_sent.load()) {
+                transaction.store(&slot.sent, worker.unix_sent_from.load() + u64::from(sent));
+            }
+        }
+    }
+    transaction.store(&worker.serving, 0);
+    Ok(transaction.commit()?)
 }
 
 /// Pins what waits in the ring for the backup file. What can't be read there is in the table: a new file will have it.

@@ -1,13 +1,18 @@
 //! What all connections of a worker share: the table, the worker's slot, buffers that are used again and again.
 
+use std::io::IoSlice;
+use std::os::fd::BorrowedFd;
+
 use super::Fatal;
 use super::ring::{RING_ORDER, Ring};
+use super::slot::SlotIndex;
 use crate::backup::gate::{Admission, Gate};
 use crate::backup::ring;
 use crate::control::StatisticOwned;
 use crate::instance::ByteSize;
 use crate::limits::KEY_BYTES_MAX;
 use crate::segment::layout::WorkerSlot;
+use crate::sys::counted_send::{CountedSend, UNKNOWN};
 use crate::sys::memory::Word;
 use crate::table::{KeyHash, Table};
 use crate::wire::{self, FRAME_HEADER_BYTES, RequestBody};
@@ -56,6 +61,7 @@ pub struct Context<'s> {
     pub(super) value_bytes_max: u64,
     /// The gate, and which of its rings is this worker's.
     gate: Option<(&'s Gate, usize)>,
+    counted: Option<CountedSend>,
     pub(super) scratch: Vec<u8>,
     pub(super) response: Vec<u8>,
     /// The frame at hand needs a larger input ring.
@@ -82,6 +88,7 @@ impl<'s> Context<'s> {
             statistics,
             value_bytes_max,
             gate: None,
+            counted: None,
             scratch: Vec::new(),
             response: Vec::new(),
             enlarge: false,
@@ -96,6 +103,53 @@ impl<'s> Context<'s> {
     #[must_use]
     pub fn behind(self, gate: &'s Gate, worker: usize) -> Self {
         Self { gate: Some((gate, worker)), ..self }
+    }
+
+    /// The same, for a worker that sends on unix sockets: what it sends is counted in the segment by the kernel.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn counting(self) -> std::io::Result<Self> {
+        let segment = self.table.segment();
+        let offset = segment.memory().offset_of(&self.slot.unix_sent);
+        let (Some(file), Some(offset)) = (segment.file(), offset) else {
+            return Err(std::io::ErrorKind::Unsupported.into());
+        };
+        Ok(Self { counted: Some(CountedSend::map(file, offset)?), ..self })
+    }
+
+    /// From now on the connection in slot `index` is served: should this process die, the kernel knows more of its stream
+    /// than its slot does.
+    #[inline]
+    pub fn serves(&self, index: SlotIndex) {
+        let memory = self.table.segment().memory();
+        // What is there is of the one served before.
+        memory.store(&self.slot.unix_sent, UNKNOWN);
+        memory.store(&self.slot.serving, index + 1);
+    }
+
+    /// From now on nobody is: every slot says what is.
+    #[inline]
+    pub fn serves_nobody(&self) {
+        self.table.segment().memory().store(&self.slot.serving, 0);
+    }
+
+    /// Sends `parts` on the unix socket of a connection that has been sent `from` bytes so far.
+    ///
+    /// # Errors
+    /// What the kernel says; nothing was sent then.
+    pub fn send_counted(
+        &mut self,
+        from: u64,
+        socket: BorrowedFd<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> rustix::io::Result<usize> {
+        let memory = self.table.segment().memory();
+        let Some(sender) = &mut self.counted else { return Err(rustix::io::Errno::NOTSUP) };
+        // First, so that the last count never goes with the new beginning.
+        memory.store(&self.slot.unix_sent, UNKNOWN);
+        memory.store(&self.slot.unix_sent_from, from);
+        sender.send(memory, &self.slot.unix_sent, socket, parts)
     }
 
     /// Whether answers to changes wait until these are on disk.
@@ -155,6 +209,11 @@ impl<'s> Context<'s> {
     pub(super) fn take_ring(&mut self, owner: &Word) -> Result<Ring, Fatal> {
         self.rings_held += 1;
         Ok(Ring::take(self.table.segment(), self.slot, owner, RING_ORDER)?)
+    }
+
+    /// Rings that a dead data server took are held from now on.
+    pub(super) fn adopt_rings(&mut self, rings: [&Option<Ring>; 2]) {
+        self.rings_held += rings.into_iter().flatten().count() as u64;
     }
 
     pub(super) fn give_back_ring(&mut self, ring: Ring, owner: &Word) -> Result<(), Fatal> {

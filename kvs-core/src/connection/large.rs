@@ -23,13 +23,13 @@ use crate::wire::{
 
 /// A value on its way in.
 pub struct Assembly {
-    list: BlockList,
-    key: Vec<u8>,
-    hash: KeyHash,
-    condition: SetCondition,
-    number: u32,
+    pub(super) list: BlockList,
+    pub(super) key: Vec<u8>,
+    pub(super) hash: KeyHash,
+    pub(super) condition: SetCondition,
+    pub(super) number: u32,
     /// Stream position behind its frame.
-    end: u64,
+    pub(super) end: u64,
 }
 
 /// Where an answer on its way out is.

@@ -14,6 +14,7 @@
 //! | [`context`] | what all connections of a worker share |
 //! | [`request`] | executing one request |
 //! | [`large`] | values and answers larger than a ring |
+//! | [`resume`] | going on where a dead data server stopped |
 //!
 //! Invariants
 //! - Stream positions only go up: executed ≤ received, sent ≤ produced.
@@ -21,16 +22,19 @@
 //!   change, if it has one. What else the slot says of the conversation changes in a transaction with it.
 //! - Whatever a client does, it holds its rings and at most one list each way, and no worker waits for it.
 //!
-//! Lock: none; a connection belongs to one worker. A crash leaves the slot, from which the next data server
-//! takes it up, or, as of now, frees it.
+//! Lock: none; a connection belongs to one worker. A crash leaves the slot, from which the next data server takes it up, if
+//! somebody has kept its socket.
 
 pub mod context;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod crashes;
 pub mod large;
 pub mod request;
+pub mod resume;
 pub mod ring;
 pub mod slot;
+#[cfg(all(test, not(miri), not(feature = "shuttle")))]
+mod survivals;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod tests;
 
@@ -111,6 +115,8 @@ pub struct Connection<'s> {
     sent: u64,
     /// Input up to here belongs to a frame that was refused.
     discard_until: u64,
+    /// What was received when the kernel began to count.
+    counted_from: u64,
     assembly: Option<Assembly>,
     outgoing: Option<Outgoing>,
 }
@@ -136,6 +142,7 @@ impl<'s> Connection<'s> {
             produced: 0,
             sent: 0,
             discard_until: 0,
+            counted_from: 0,
             assembly: None,
             outgoing: None,
         })
@@ -193,6 +200,22 @@ impl<'s> Connection<'s> {
         self.segment.memory().store(&self.slot.input_ended, 1);
     }
 
+    /// Whether the client has sent its last byte.
+    pub fn has_input_ended(&self) -> bool {
+        self.slot.input_ended.load() != 0
+    }
+
+    /// Whether something was received that is not executed, perhaps for want of the rest.
+    pub fn has_input(&self) -> bool {
+        self.executed < self.received
+    }
+
+    /// How the client is connected.
+    #[inline]
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+
     /// Whether there is something to send.
     pub fn has_output(&self) -> bool {
         self.sent < self.produced
@@ -225,6 +248,12 @@ impl<'s> Connection<'s> {
             None => &[],
         };
         Ok([IoSlice::new(bytes), IoSlice::new(&[])])
+    }
+
+    /// How much was sent so far.
+    #[inline]
+    pub fn sent_so_far(&self) -> u64 {
+        self.sent
     }
 
     /// Notes that the kernel took `count` bytes of it.

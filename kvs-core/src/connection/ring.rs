@@ -51,6 +51,20 @@ impl Ring {
         Ok(ring)
     }
 
+    /// The ring that a slot's word names; None when it names none.
+    ///
+    /// # Errors
+    /// [`Damaged`] when the word can't be one.
+    pub fn named(segment: &Segment, word: u64) -> Result<Option<Self>, Damaged> {
+        if word == 0 {
+            return Ok(None);
+        }
+        let chunk =
+            Chunk::decode(word).filter(|chunk| segment.regions().in_data(chunk.offset, chunk.bytes()));
+        let Chunk { offset, order } = chunk.ok_or(Damaged { offset: word })?;
+        Ok(Some(Self { place: Place::Segment(offset), order }))
+    }
+
     /// Gives it back and clears `owner`.
     ///
     /// # Errors

@@ -30,6 +30,18 @@ pub enum Phase {
     Refused = 3,
 }
 
+impl Phase {
+    /// What the state word of a used slot says; None when it can't be.
+    pub const fn of(state: u64) -> Option<Self> {
+        match state {
+            1 => Some(Self::Greeting),
+            2 => Some(Self::Open),
+            3 => Some(Self::Refused),
+            _ => None,
+        }
+    }
+}
+
 /// `outgoing_start` while no list is part of the output.
 pub const NOT_OUTGOING: u64 = u64::MAX;
 
@@ -44,6 +56,11 @@ pub const fn pinned(offset: u64) -> u64 {
 /// The list that an `outgoing` word names; 0 when it names none.
 pub const fn outgoing_list(word: u64) -> u64 {
     if word & PINNED == 0 { word } else { 0 }
+}
+
+/// The entry that an `outgoing` word names that names no list.
+pub const fn pinned_entry(word: u64) -> u64 {
+    word & !PINNED
 }
 
 /// The `committed` word: executed in the low half, produced in the high half, both modulo 2^32.
@@ -74,6 +91,11 @@ pub const fn pack_request(number: u32, condition: SetCondition) -> u64 {
     (condition as u64) << HIGH_HALF | number as u64
 }
 
+/// What the `assembly_request` word says: number and condition.
+pub const fn unpack_request(word: u64) -> (u32, u64) {
+    (word as u32, word >> HIGH_HALF)
+}
+
 /// Takes slot `index`, which is free, for the connection that was adopted.
 ///
 /// # Errors
@@ -82,13 +104,15 @@ pub fn open(segment: &Segment, index: SlotIndex, adopted: Adopted) -> Result<&Co
     let offset = segment.claim_connection(index)?;
     let memory = segment.memory();
     let slot: &ConnectionSlot = memory.object(offset).map_err(|_| OutOfMemory)?;
-    let zero: [&Word; 6] = [
+    let zero: [&Word; 8] = [
         &slot.committed,
         &slot.received,
         &slot.sent,
         &slot.discard_until,
         &slot.assembly_end,
         &slot.input_ended,
+        &slot.uncertain,
+        &slot.peek_base,
     ];
     zero.into_iter().for_each(|word| memory.store(word, 0));
     memory.store(&slot.outgoing_start, NOT_OUTGOING);

@@ -25,7 +25,7 @@ use crate::sys::robust_mutex::RobustMutex;
 /// First eight bytes of a segment: `kvs-seg` and a zero.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"kvs-seg\0");
 /// Version of the layout; raised with every change of it.
-pub const LAYOUT_VERSION: u64 = 2;
+pub const LAYOUT_VERSION: u64 = 3;
 
 /// Page size that all regions are aligned to, in bytes.
 pub const PAGE_BYTES: u64 = 4096;
@@ -174,8 +174,10 @@ shared_struct! {
         data_heartbeat: Word,
         /// Goes up while the front server works.
         front_heartbeat: Word,
+        /// Process id and start time of the standby data server; 0 while there is none that could take over.
+        standby_process: [Word; 2],
         /// Room for later fields.
-        spare: [Word; 403],
+        spare: [Word; 401],
     }
 }
 
@@ -220,8 +222,17 @@ shared_struct! {
 }
 
 shared_struct! {
-    /// What one worker keeps in the segment. Only that worker writes it, and recovery once the worker is dead.
-    pub struct WorkerSlot, 10752, {
+    /// What one worker keeps in the segment, from the beginning of a page on. Only that worker writes it, and recovery once
+    /// the worker is dead.
+    pub struct WorkerSlot, 12288, {
+        /// What the send under way on a unix socket came to: the low half is written by the kernel itself, with the send. All
+        /// ones while nothing is known of it. First in the page; see `sys::counted_send`.
+        unix_sent: Word,
+        /// The connection's `sent` before that send.
+        unix_sent_from: Word,
+        /// Index of the connection slot that is being served, plus 1; 0 for none. Only of that one does the kernel know more
+        /// of the stream than its slot does.
+        serving: Word,
         /// 0: nothing decided. Else the number of log entries and their checksum: decided, to be completed.
         intent: Word,
         /// Head of the chunked entry whose blocks are still to be freed; 0 for none.
@@ -237,9 +248,11 @@ shared_struct! {
         /// Block list of a large value that is being loaded from the backup file; 0 for none.
         loading: Word,
         /// Fills up to a multiple of the cache line.
-        reserved: [Word; 42],
+        reserved: [Word; 39],
         /// The redo log.
         log: [LogEntry; LOG_WORDS],
+        /// Fills up to whole pages.
+        tail: [Word; 192],
     }
 }
 
@@ -282,8 +295,13 @@ shared_struct! {
         assembly_key_bytes: Word,
         /// Non-zero: the client has sent its last byte.
         input_ended: Word,
+        /// Non-zero: its server died while it served it, so `received` and `sent` are to be asked of the kernel.
+        uncertain: Word,
+        /// `received` at the time the kernel's own count of a unix socket's input was set; all ones while that is being done,
+        /// and nothing is received then. See `sys::stream_position`.
+        peek_base: Word,
         /// Room for later fields.
-        spare: [Word; 12],
+        spare: [Word; 10],
     }
 }
 

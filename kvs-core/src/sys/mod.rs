@@ -6,8 +6,11 @@
 //! | [`liveness_map`] | the memory of a liveness page: sealed, with a lock for each thread |
 //! | [`robust_mutex`] | the process-shared lock that tells when its owner died |
 //! | [`fd_passing`] | descriptors through a unix socket (`SCM_RIGHTS`) |
+//! | [`stream_position`] | how far a stream got, asked of the kernel |
+//! | [`counted_send`] | sending so that the count survives the sender |
 //! | [`process`] | who a process is, beyond a pid that may be reused |
 
+pub mod counted_send;
 #[cfg(test)]
 pub mod crash;
 pub mod fd_passing;
@@ -15,3 +18,4 @@ pub mod liveness_map;
 pub mod memory;
 pub mod process;
 pub mod robust_mutex;
+pub mod stream_position;

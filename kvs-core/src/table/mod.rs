@@ -348,6 +348,29 @@ impl Table {
         }
     }
 
+    /// Pins the entry at `offset` again, of whose value of `length` bytes a dead data server was sending.
+    ///
+    /// # Errors
+    /// [`Damaged`] when there is no such value.
+    pub fn pin_again(&self, offset: u64, length: u64) -> Result<PinnedValue, Damaged> {
+        let entry = self.pinned_entry(offset)?;
+        if !entry.is_chunked() || entry.value_length() != length {
+            return Err(Damaged { offset });
+        }
+        self.pins.add(offset);
+        Ok(PinnedValue { offset, length })
+    }
+
+    /// From now on nothing that was replaced is freed: what a dead data server was sending is not all pinned again.
+    pub fn hold_garbage(&self) {
+        self.pins.hold(true);
+    }
+
+    /// Everything that is being sent is pinned.
+    pub fn release_garbage(&self) {
+        self.pins.hold(false);
+    }
+
     /// Keeps the large entry at `offset`, which a backup ring names, from being freed.
     pub(crate) fn pin_entry(&self, offset: u64) -> Result<(), Damaged> {
         self.pins.add_waiting(offset, self.pinned_entry(offset)?.value_length());
@@ -388,7 +411,7 @@ impl Table {
     /// [`TransactionError`] when a transaction can't go on.
     #[inline]
     pub fn collect_garbage(&self, slot: &WorkerSlot) -> Result<(), TransactionError> {
-        if slot.garbage.load() == 0 {
+        if slot.garbage.load() == 0 || self.pins.are_held() {
             return Ok(());
         }
         let mut link = &slot.garbage;

@@ -5,10 +5,10 @@
 //! not the key's, then looks for pins before it frees anything. Whoever locks the pins second sees what the other did.
 //!
 //! Lock: one for all pins of this process; only large values are pinned, and only their writers look. A crash forgets the
-//! pins, and with them nobody is left who sends.
+//! pins; whoever takes the connections over pins again what they were being sent, and nothing is freed before that.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How often each entry is pinned.
@@ -17,6 +17,8 @@ pub struct Pins {
     counts: Mutex<HashMap<u64, u64>>,
     /// Bytes of the values that backup rings name.
     waiting_bytes: AtomicU64,
+    /// Not everything that is being sent is pinned.
+    held: AtomicBool,
 }
 
 impl Pins {
@@ -53,6 +55,16 @@ impl Pins {
     /// Bytes of the values that backup rings name: replaced ones among them can't be freed yet.
     pub fn waiting_bytes(&self) -> u64 {
         self.waiting_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether entries are being sent that aren't pinned: until then nothing may be freed.
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::Release);
+    }
+
+    /// Whether nothing may be freed.
+    pub fn are_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
     }
 
     /// Whether the entry is pinned.
