@@ -11,48 +11,16 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
 use kvs_harness::binaries;
+use kvs_harness::c_programs::{Library, compile, source};
 use kvs_harness::connection::{Answer, get};
 use kvs_harness::processes::MARK;
 use kvs_harness::store::{Launch, Store};
 
-/// How the C library is linked.
-#[derive(Clone, Copy)]
-enum Library {
-    Shared,
-    Static,
-}
-
 const BOTH: [Library; 2] = [Library::Shared, Library::Static];
 
-/// Compiles a C program against the library, as strictly as a careful author would.
-fn compile(store: &Store, source: &Path, library: Library) -> PathBuf {
-    let libraries = binaries::directory();
-    let stem = source.file_stem().expect("a file").to_string_lossy();
-    let suffix = if matches!(library, Library::Shared) { "shared" } else { "static" };
-    let program = store.place().directory().join(format!("{stem}-{suffix}"));
-    let mut command = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
-    command
-        .args(["-std=gnu99", "-Wall", "-Wextra", "-Werror", "-O1", "-pthread", "-o"])
-        .arg(&program)
-        .arg("-I")
-        .arg(binaries::workspace().join("kvs-client/include"))
-        .arg(source);
-    match library {
-        Library::Shared => {
-            command.arg("-L").arg(libraries).arg("-lpsiskv");
-            command.arg(format!("-Wl,-rpath,{}", libraries.display()));
-        }
-        Library::Static => {
-            command.arg(libraries.join("libpsiskv.a")).args(["-ldl", "-lm"]);
-        }
-    }
-    let made = command.output().expect("a C compiler is there");
-    assert!(made.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&made.stderr));
-    program
-}
-
-fn source(name: &str) -> PathBuf {
-    binaries::workspace().join("tests/c").join(name)
+/// A program of `tests/c`, compiled in the store's directory.
+fn compile_ours(store: &Store, name: &str, library: Library) -> PathBuf {
+    compile(&source(name), store.place().directory(), library)
 }
 
 /// A compiled program, for the store it is to connect to.
@@ -96,7 +64,7 @@ fn closed_port() -> (rustix::fd::OwnedFd, u16) {
 fn c_program_gets_every_return_value_of_the_contract() {
     for library in BOTH {
         let store = Launch::new().option("--max-value", "1MiB").start();
-        let program = compile(&store, &source("returns.c"), library);
+        let program = compile_ours(&store, "returns.c", library);
         let (_held, closed) = closed_port();
         let run = command(&store, &program)
             .args([closed.to_string(), stranger().to_string(), (1 << 20).to_string()])
@@ -109,7 +77,7 @@ fn c_program_gets_every_return_value_of_the_contract() {
 fn c_program_that_includes_only_the_header_compiles_and_shares_its_keys() {
     for library in BOTH {
         let store = Store::start();
-        let program = compile(&store, &source("header.c"), library);
+        let program = compile_ours(&store, "header.c", library);
         assert_passed(&command(&store, &program).output().expect("it runs"));
         let stored = store.connect().ask(&get(b"35")).expect("read");
         assert_eq!(stored, Answer::Value(b"stored by C\0".to_vec()), "key 35 is the text 35");
@@ -120,7 +88,7 @@ fn c_program_that_includes_only_the_header_compiles_and_shares_its_keys() {
 fn c_program_with_sixteen_threads_gets_what_one_gets() {
     for library in BOTH {
         let store = Store::start();
-        let program = compile(&store, &source("threads.c"), library);
+        let program = compile_ours(&store, "threads.c", library);
         assert_passed(&command(&store, &program).output().expect("it runs"));
     }
 }
@@ -128,7 +96,7 @@ fn c_program_with_sixteen_threads_gets_what_one_gets() {
 #[test]
 fn c_programs_sixty_four_at_once_get_what_one_gets() {
     let store = Store::start();
-    let program = compile(&store, &source("one_of_many.c"), Library::Shared);
+    let program = compile_ours(&store, "one_of_many.c", Library::Shared);
     let programs: Vec<Child> = (0..64)
         .map(|number| {
             let mut command = command(&store, &program);
@@ -158,7 +126,7 @@ fn list_all(store: &Store) -> Answer {
 #[test]
 fn c_program_goes_on_with_its_descriptor_and_data_after_kills() {
     let store = Store::start();
-    let program = compile(&store, &source("survives.c"), Library::Shared);
+    let program = compile_ours(&store, "survives.c", Library::Shared);
     let mut running = command(&store, &program)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -183,8 +151,11 @@ fn c_program_goes_on_with_its_descriptor_and_data_after_kills() {
 #[test]
 fn c_and_rust_examples_of_the_client_library_run() {
     let store = Store::start();
-    let program =
-        compile(&store, &binaries::workspace().join("kvs-client/examples/store.c"), Library::Shared);
+    let program = compile(
+        &binaries::workspace().join("kvs-client/examples/store.c"),
+        store.place().directory(),
+        Library::Shared,
+    );
     assert_passed(&command(&store, &program).output().expect("it runs"));
     let counter = Command::new(binaries::example("counter")).arg(store.address()).output();
     assert_passed(&counter.expect("it runs"));

@@ -6,6 +6,7 @@
 //! | [`store`] | a running store of its own for one test, and the end of it |
 //! | [`present`] | a store whose servers come and go |
 //! | [`processes`] | finding, stopping and killing the processes of a store |
+//! | [`c_programs`] | C programs against the C library |
 //! | [`connection`] | a plain connection that says exactly what a test wants said |
 //! | [`random`] | random numbers that a seed repeats |
 //! | [`wait`] | waiting for a condition instead of a time |
@@ -17,6 +18,7 @@
 //! - Nothing waits for ever: every wait and every read of a socket has a deadline.
 
 pub mod binaries;
+pub mod c_programs;
 pub mod connection;
 pub mod present;
 pub mod processes;
