@@ -240,6 +240,24 @@ pub fn reserve_ahead(segment: &Segment, slot: &WorkerSlot, order: usize) -> Resu
     Ok(true)
 }
 
+/// Takes memory for the extent that is added `ahead` extents after the next one, if the capacity has room for all of them, and
+/// tells which that is and where it begins. Nobody knows of it yet, and workers add the next one first: so what takes long can be
+/// done with it. It counts as reserved when it is added.
+///
+/// # Errors
+/// [`OutOfMemory`] when `/dev/shm` is full.
+pub fn prepare_ahead(segment: &Segment, ahead: u64) -> Result<Option<(u64, u64)>, AllocateError> {
+    let (header, regions) = (segment.header()?, segment.regions());
+    let extent = header.extents_reserved.load().saturating_add(ahead);
+    let bytes = header.reserved_bytes.load().saturating_add((ahead + 1) * EXTENT_BYTES);
+    if extent >= regions.extent_count || bytes > regions.capacity_bytes {
+        return Ok(None);
+    }
+    let offset = regions.data + extent * EXTENT_BYTES;
+    segment.reserve(offset, EXTENT_BYTES)?;
+    Ok(Some((extent, offset)))
+}
+
 /// Free blocks of every order in one extent, as read without any lock: for inspection.
 pub fn free_in_extent(extent: &Extent) -> [u64; ORDERS] {
     std::array::from_fn(|order| {

@@ -13,6 +13,7 @@
 
 pub mod layout;
 mod open;
+mod pages;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -31,6 +31,11 @@ compile_error!("the segment's layout is defined for little-endian machines only"
 /// Size of a word, in bytes.
 pub const WORD_BYTES: u64 = 8;
 
+/// Size of a huge page, in bytes; segments begin at a multiple of it in every process.
+pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
+/// `MADV_COLLAPSE` of `linux/mman.h`, since Linux 6.1.
+const MADV_COLLAPSE: libc::c_int = 25;
+
 /// Something in the segment that cannot be: an offset out of bounds or misaligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the segment is damaged at offset {offset:#x}; run `kvs-tools check` to see what is wrong")]
@@ -133,12 +138,12 @@ impl Word {
     }
 }
 
-/// The memory of a heap segment begins at a multiple of this, as a mapping does.
-const HEAP_ALIGNMENT: usize = 4096;
+/// Size of a page, in bytes. The memory of a heap segment begins at a multiple of it, as a mapping does.
+const SMALL_PAGE_BYTES: usize = 4096;
 
 enum Owner {
     Mapping,
-    /// What was allocated, which begins up to [`HEAP_ALIGNMENT`] before the memory.
+    /// What was allocated, which begins up to [`SMALL_PAGE_BYTES`] before the memory.
     Heap(NonNull<u8>, Layout),
     #[allow(dead_code, reason = "kept so that a view's memory lives as long as the view")]
     Shared(std::sync::Arc<Memory>),
@@ -171,13 +176,43 @@ fn map(fd: BorrowedFd<'_>, length: u64, access: Access) -> io::Result<View> {
         Access::PrivateCopy => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE),
     };
     let size = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: a new mapping at an address the kernel chooses overlaps nothing of ours.
-    let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, protection, flags, fd, 0)? };
+    let base = if size < HUGE_PAGE_BYTES as usize {
+        // SAFETY: a new mapping at an address the kernel chooses overlaps nothing of ours.
+        unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, protection, flags, fd, 0)? }
+    } else {
+        let place = reserve_addresses(size)?;
+        // SAFETY: these addresses were reserved by the line before, and nobody else knows them.
+        unsafe { rustix::mm::mmap(place, size, protection, flags | MapFlags::FIXED, fd, 0)? }
+    };
     let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
     // A core dump of gigabytes would hold sockets and locks for as long as it takes to write.
     // SAFETY: advice on the mapping just made; it changes no contents.
     let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), size, Advice::LinuxDontDump) };
     Ok(View { base, length, owner: Owner::Mapping })
+}
+
+/// Addresses for `size` bytes that begin at a multiple of the huge page: only then can the kernel map huge pages of a file
+/// that begins there, too. There is nothing behind them yet.
+fn reserve_addresses(size: usize) -> io::Result<*mut std::ffi::c_void> {
+    let huge = HUGE_PAGE_BYTES as usize;
+    // A mapping ends at the end of a page, whatever length is asked for.
+    let size = size.checked_next_multiple_of(SMALL_PAGE_BYTES).ok_or(io::ErrorKind::InvalidInput)?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: new addresses, which the kernel chooses and nobody can read or write.
+    let start =
+        unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), size + huge, ProtFlags::empty(), flags)? };
+    let before = start.cast::<u8>().align_offset(huge);
+    // SAFETY: all of it lies in what was just mapped, which is one huge page longer than `size`.
+    unsafe {
+        let place = start.byte_add(before);
+        if before > 0 {
+            rustix::mm::munmap(start, before)?;
+        }
+        if huge > before {
+            rustix::mm::munmap(place.byte_add(size), huge - before)?;
+        }
+        Ok(place)
+    }
 }
 
 impl Drop for View {
@@ -385,12 +420,12 @@ impl Memory {
         assert!(length > 0, "a segment has a length");
         // What the allocator has to align it zeroes by writing, all of it; what it needn't is zero from the kernel, and only
         // the pages that are used are ever there. So it is aligned here.
-        let layout = Layout::from_size_align(length as usize + HEAP_ALIGNMENT, align_of::<u64>())
+        let layout = Layout::from_size_align(length as usize + SMALL_PAGE_BYTES, align_of::<u64>())
             .expect("a length below the address space");
         // SAFETY: the layout has a size greater than zero.
         let start = unsafe { std::alloc::alloc_zeroed(layout) };
         let Some(start) = NonNull::new(start) else { std::alloc::handle_alloc_error(layout) };
-        let before = start.as_ptr().align_offset(HEAP_ALIGNMENT);
+        let before = start.as_ptr().align_offset(SMALL_PAGE_BYTES);
         // SAFETY: less than the alignment is skipped, and as much was allocated more than is used.
         let base = unsafe { start.add(before) };
         Self { view: View { base, length, owner: Owner::Heap(start, layout) } }
@@ -467,6 +502,31 @@ impl Memory {
             self.store(self.word(at)?, 0);
         }
         Ok(())
+    }
+
+    /// Lets the kernel put the huge page at `offset` in the place of the small ones that are there; what is in them stays. All of
+    /// it must be reserved: where it isn't, memory is taken. Whoever touches it meanwhile waits until it is copied.
+    ///
+    /// # Errors
+    /// What the kernel says, and `InvalidInput` for what is no whole huge page of this memory.
+    pub fn collapse(&self, offset: u64) -> io::Result<()> {
+        let outside = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let start = self.pointer(offset, HUGE_PAGE_BYTES, HUGE_PAGE_BYTES).map_err(outside)?;
+        // SAFETY: the range lies in the mapping, as just checked; what it contains doesn't change.
+        let refused = unsafe { libc::madvise(start.cast(), HUGE_PAGE_BYTES as usize, MADV_COLLAPSE) } != 0;
+        if refused { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Maps the pages of a range into this process, as touching each one would. All of it must be reserved: where it isn't, memory
+    /// is taken. Nobody else has to wait.
+    ///
+    /// # Errors
+    /// What the kernel says (`MADV_POPULATE_WRITE` is there since Linux 5.14), and `InvalidInput` for a range outside.
+    pub fn populate(&self, offset: u64, length: u64) -> io::Result<()> {
+        let outside = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let start = self.pointer(offset, length, SMALL_PAGE_BYTES as u64).map_err(outside)?;
+        // SAFETY: the range lies in the mapping, as just checked; what it contains doesn't change.
+        Ok(unsafe { rustix::mm::madvise(start.cast(), length as usize, Advice::LinuxPopulateWrite) }?)
     }
 
     /// Bytes that only the caller touches: a connection's buffers.

@@ -67,6 +67,13 @@ impl Table {
                 transaction.commit()?;
             }
         }
+        // Nobody uses them yet, so nobody waits.
+        for page in self.segment.huge_pages()? {
+            if let Err(error) = self.segment.collapse(page) {
+                log::debug!("buckets stay in small pages: {error}");
+                break;
+            }
+        }
         Ok(())
     }
 }
