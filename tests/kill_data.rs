@@ -16,7 +16,7 @@ use journal::{Journal, Writer};
 use kvs_harness::connection::{Connection, get};
 use kvs_harness::random::{Random, seed};
 use kvs_harness::store::{Launch, Store};
-use kvs_harness::wait::eventually;
+use kvs_harness::wait::{SetOnDrop, eventually};
 use rustix::process::Signal;
 
 const WRITERS: u64 = 6;
@@ -64,7 +64,7 @@ fn kill_under_load(
             let writer = Writer::new(store.ready(), journal, &stop, &written);
             scope.spawn(move || writer.run());
         }
-        let stop_at_end = StopOnDrop(&stop);
+        let stop_at_end = SetOnDrop(&stop);
         let recoveries = (0..kills)
             .map(|_| {
                 let before = written.load(Ordering::Relaxed);
@@ -78,15 +78,6 @@ fn kill_under_load(
         drop(stop_at_end);
         recoveries
     })
-}
-
-/// Lets the writers stop in a panic too; without it the scope would wait for them for ever.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 fn kill_and_time(store: &Store) -> Duration {
@@ -160,7 +151,7 @@ fn whole_store_killed_and_started_again_keeps_every_acknowledged_write() {
                 let writer = Writer::new(store.ready(), journal, &stop, &written);
                 scope.spawn(move || writer.run());
             }
-            let stop_at_end = StopOnDrop(&stop);
+            let stop_at_end = SetOnDrop(&stop);
             eventually("the writers get on", Duration::from_secs(30), || {
                 written.load(Ordering::Relaxed) > 1_000
             });

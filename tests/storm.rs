@@ -12,6 +12,7 @@
 
 #[path = "storm/clients.rs"]
 mod clients;
+#[allow(dead_code, reason = "shared with the test of what clients leave")]
 #[path = "storm/conductor.rs"]
 mod conductor;
 #[path = "storm/foreign.rs"]
@@ -35,6 +36,7 @@ use journal::{Journal, Writer};
 use kvs_harness::connection::{Answer, get};
 use kvs_harness::random::{Random, seed};
 use kvs_harness::store::{Launch, Ready, Store};
+use kvs_harness::wait::SetOnDrop;
 use talker::{Talker, Transport};
 use weather::Weather;
 
@@ -187,15 +189,6 @@ fn called(kind: &str, which: usize) -> (String, Transport) {
     (format!("{kind} {which}"), transport)
 }
 
-/// Ends the storm in a panic too; without it the scope would wait for the clients for ever.
-struct EndOnDrop<'a>(&'a Weather);
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.end();
-    }
-}
-
 fn programs(store: &Store) -> Vec<Program> {
     let in_c = (0..C_PROGRAMS).map(|number| Program::in_c(store, number, C_THREADS));
     in_c.chain(Program::in_python(store, PYTHON_OVER_EACH)).collect()
@@ -209,17 +202,17 @@ fn storm(launch: &Launch, kills: u64, victims: Victims, has_standby: bool) {
     let crowd = Crowd::new(store.ready(), &weather);
     let mut journals: Vec<Journal> =
         (0..JOURNALS as u64).map(|which| Journal::new(which, &mut random)).collect();
-    let mut programs = programs(&store);
+    let programs = programs(&store);
     scope(|scope| {
-        let _ends = EndOnDrop(&weather);
+        let _ends = SetOnDrop(weather.over());
         crowd.send_out_all(scope, &mut random);
         for journal in &mut journals {
             let writer = Writer::new(store.ready(), journal, weather.over(), weather.answers());
             scope.spawn(|| writer.run());
         }
         let random = Random::new(random.number());
-        let mut conductor = Conductor::new(&store, &weather, random, victims, has_standby);
-        conductor.conduct(kills, &mut || programs.iter_mut().any(Program::has_ended));
+        let mut conductor = Conductor::new(&store, &weather, random, victims, has_standby).with_clients();
+        conductor.conduct(kills, &|| programs.iter().any(Program::has_ended));
         conductor.calm();
         println!("{}", weather.summary());
     });

@@ -25,7 +25,7 @@ use kvs_harness::connection::{Answer, Connection, get, hello, increment, set};
 use kvs_harness::processes::{MARK, Paused, kill_store, of_store, open_descriptors, program_of, send};
 use kvs_harness::random::{Random, seed};
 use kvs_harness::store::{Launch, Place, Store};
-use kvs_harness::wait::{SOON, eventually, eventually_some};
+use kvs_harness::wait::{SOON, SetOnDrop, eventually, eventually_some};
 use rustix::process::{Pid, Signal};
 
 const WRITERS: u64 = 4;
@@ -38,7 +38,7 @@ fn under_load<T>(store: &Store, journals: &mut [Journal], deeds: impl FnOnce(&At
             let writer = Writer::new(store.ready(), journal, &stop, &written);
             scope.spawn(|| writer.run());
         }
-        let _stops = StopOnDrop(&stop);
+        let _stops = SetOnDrop(&stop);
         await_progress(&written);
         deeds(&written)
     })
@@ -47,15 +47,6 @@ fn under_load<T>(store: &Store, journals: &mut [Journal], deeds: impl FnOnce(&At
 fn await_progress(written: &AtomicU64) {
     let before = written.load(Ordering::Relaxed);
     eventually("the writers get on", SOON, || written.load(Ordering::Relaxed) > before + 200);
-}
-
-/// Lets the writers stop in a panic too; without it the scope would wait for them for ever.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 fn journals(random: &mut Random) -> Vec<Journal> {

@@ -1,5 +1,6 @@
 //! Waiting for a condition, with a deadline, instead of sleeping and hoping.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,5 +29,14 @@ pub fn eventually_some<T>(what: &str, deadline: Duration, mut attempt: impl FnMu
         assert!(Instant::now() < end, "not within {deadline:?}: {what}");
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// Sets a flag when dropped, in a panic too: threads of a scope that go on until it is set would else be waited for, for ever.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

@@ -4,6 +4,7 @@
 //! counters of the store say. That is the whole promise: connections end when all who hold them are dead, and not before. The
 //! others die at random: one by one, at the same instant, while they take over, while they start.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kvs_core::wire::RequestBody;
@@ -47,6 +48,10 @@ pub struct Conductor<'a> {
     victims: Victims,
     has_standby: bool,
     waits: bool,
+    /// Whether there are clients that count their answers.
+    counts: bool,
+    /// Who was killed since the store was whole; the kernel may still be at it.
+    dead: Vec<Pid>,
     /// A client like the others: it is not to notice anything either.
     control: Connection,
 }
@@ -61,11 +66,18 @@ impl<'a> Conductor<'a> {
         has_standby: bool,
     ) -> Self {
         let waits = std::env::var_os("KVS_STORM_WAIT").is_some();
-        Self { store, weather, random, victims, has_standby, waits, control: store.connect_unix() }
+        let control = store.connect_unix();
+        Self { store, weather, random, victims, has_standby, waits, counts: false, dead: Vec::new(), control }
+    }
+
+    /// Demands that the clients of the storm get on before the next kill.
+    pub fn with_clients(mut self) -> Self {
+        self.counts = true;
+        self
     }
 
     /// Kills until there were `kills` of them, or a fault, or somebody `has_left`.
-    pub fn conduct(&mut self, kills: u64, has_left: &mut dyn FnMut() -> bool) {
+    pub fn conduct(&mut self, kills: u64, has_left: &dyn Fn() -> bool) {
         while self.weather.kills() < kills && !self.weather.is_over() && !has_left() {
             let servers = self.await_whole();
             self.pause(30_000);
@@ -81,6 +93,25 @@ impl<'a> Conductor<'a> {
         if !self.weather.is_over() {
             self.await_whole();
         }
+    }
+
+    /// Kills each server once, one after the other, so that a store stands as it did the last time this was done.
+    pub fn kill_each_once(&mut self) {
+        let servers = self.await_whole();
+        if self.victims != Victims::Data {
+            self.kill(servers.front, "kvs-front, in order");
+            self.await_whole();
+        }
+        if self.victims != Victims::Front {
+            self.kill(servers.data, "kvs-data, in order");
+            self.await_whole();
+        }
+    }
+
+    fn kill(&mut self, pid: Pid, whom: &str) {
+        self.weather.killing(format!("{whom} {pid}"));
+        self.dead.push(pid);
+        send(pid, Signal::KILL);
     }
 
     /// Who survives the next kills: any of those that hold all sockets, the active data server less often than others.
@@ -110,6 +141,7 @@ impl<'a> Conductor<'a> {
             let instant = if living.len() > 1 { " at the same instant" } else { "" };
             for (pid, program) in &living {
                 self.weather.killing(format!("{program} {pid}{instant}, {spared} is spared"));
+                self.dead.push(*pid);
             }
             living.iter().for_each(|(pid, _)| send(*pid, Signal::KILL));
             left = left.saturating_sub(living.len().max(1) as u64);
@@ -140,7 +172,7 @@ impl<'a> Conductor<'a> {
     /// Waits until each server that there should be holds every socket, and clients get on.
     fn await_whole(&mut self) -> Servers {
         let begun = Instant::now();
-        let before = self.weather.answers().load(std::sync::atomic::Ordering::Relaxed);
+        let before = self.weather.answers().load(Ordering::Relaxed);
         let servers = eventually_some("all servers are there", SOON, || self.servers());
         // The next front server accepts when it knows all clients, and the next data server serves new ones behind all others.
         eventually("a new client is served", SOON, || {
@@ -148,9 +180,10 @@ impl<'a> Conductor<'a> {
             new.and_then(|mut new| new.ask(&get(b"any"))).is_ok()
         });
         eventually("the clients get on", SOON, || {
-            let now = self.weather.answers().load(std::sync::atomic::Ordering::Relaxed);
-            now > before + 100 || self.weather.is_over()
+            let now = self.weather.answers().load(Ordering::Relaxed);
+            !self.counts || now > before + 100 || self.weather.is_over()
         });
+        self.dead.clear();
         self.weather.whole_again(begun.elapsed());
         servers
     }
@@ -167,7 +200,7 @@ impl<'a> Conductor<'a> {
         let pid = |name: &str| {
             let (_, number) = answer.iter().find(|(found, _)| found == name)?;
             let pid = Pid::from_raw((*number)? as i32)?;
-            program_of(pid).map(|_| pid)
+            (program_of(pid).is_some() && !self.dead.contains(&pid)).then_some(pid)
         };
         let servers =
             Servers { front: pid("front_pid")?, data: pid("data_pid")?, standby: pid("standby_pid") };

@@ -11,8 +11,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use anyhow::{Result, ensure};
 use kvs_harness::binaries;
 use kvs_harness::c_programs::{Library, compile, source};
-use kvs_harness::processes::MARK;
+use kvs_harness::processes::{MARK, program_of};
 use kvs_harness::store::Store;
+use rustix::process::Pid;
 
 /// A client program at work.
 pub struct Program {
@@ -78,8 +79,9 @@ impl Program {
     }
 
     /// Whether it has ended by itself, which is a fault.
-    pub fn has_ended(&mut self) -> bool {
-        self.process.try_wait().is_ok_and(|ended| ended.is_some())
+    pub fn has_ended(&self) -> bool {
+        // A dead child that was not waited for has no program any more.
+        program_of(Pid::from_child(&self.process)).is_none()
     }
 
     /// Lets it finish; returns what it says it did.
