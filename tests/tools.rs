@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use kvs_client::Client;
 use kvs_harness::binaries;
+use kvs_harness::connection::get;
 use kvs_harness::processes::{MARK, Paused, kill_store, of_store};
 use kvs_harness::store::{Launch, Place, Store};
 use kvs_harness::wait::{SOON, eventually};
@@ -214,6 +215,34 @@ fn tools_stats_have_what_the_contract_names() {
     }
     let over_tcp = run(plain().args(["--server", &store.address(), "stats", "--json"])).done().json();
     assert_eq!(over_tcp["name"], place.name());
+}
+
+#[test]
+fn tools_stats_count_what_connections_hold_and_give_back() {
+    const CLIENTS: u64 = 100;
+    let store = Store::start();
+    let held = || {
+        let stats = tools(store.place(), &["stats", "--json"]).done().json();
+        let names = ["descriptors_front", "descriptors_data", "connection_slots", "connection_buffers"];
+        names.map(|name| stats[name].as_u64().unwrap_or_else(|| panic!("no {name} in {stats}")))
+    };
+    let idle = held();
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| store.connect()).collect();
+    for client in &mut clients {
+        // Half of a frame, which waits in a buffer for the rest.
+        client.queue(&get(b"a"));
+        let frame = client.take_queued();
+        client.send_raw(&frame[..frame.len() - 1]).expect("sent");
+    }
+    let each_holds = || {
+        let now = held();
+        (0..4).all(|index| now[index] >= idle[index] + CLIENTS)
+    };
+    eventually("slots, buffers and descriptors are held", SOON, each_holds);
+    drop(clients);
+    // The one that asks is counted, and the one that asked before may not be gone yet.
+    let all_are_back = || (0..4).all(|index| held()[index] <= idle[index] + 1);
+    eventually("they are given back", SOON, all_are_back);
 }
 
 #[test]

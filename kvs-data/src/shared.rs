@@ -12,11 +12,13 @@ use kvs_core::backup::ring;
 use kvs_core::backup::writer::Tails;
 use kvs_core::connection::context::{COUNTERS, Statistics};
 use kvs_core::connection::slot::SlotIndex;
+use kvs_core::connection::usage::Usage;
 use kvs_core::control::StatisticOwned;
 use kvs_core::instance::InstanceName;
 use kvs_core::liveness::LivenessPage;
 use kvs_core::segment::layout::WorkerSlot;
 use kvs_core::segment::{Segment, text_of};
+use kvs_core::sys::process::open_descriptors;
 use kvs_core::table::Table;
 
 /// What all threads see.
@@ -97,11 +99,17 @@ impl Statistics for Shared {
         use StatisticOwned::{Absent, Number, Text};
         let Ok(header) = self.segment.header() else { return Vec::new() };
         let totals = self.table.totals();
+        let usage = Usage::of(&self.segment).unwrap_or_default();
+        let (front, data) = (header.front_process[0].load(), header.data_process[0].load());
+        let descriptors = |pid: u64| {
+            let count = u32::try_from(pid).ok().and_then(open_descriptors);
+            count.map_or(Absent, Number)
+        };
         let mut all = vec![
             ("name", Text(self.name.to_string())),
             ("version", Text(env!("CARGO_PKG_VERSION").to_owned())),
-            ("front_pid", Number(header.front_process[0].load())),
-            ("data_pid", Number(header.data_process[0].load())),
+            ("front_pid", Number(front)),
+            ("data_pid", Number(data)),
             ("standby_pid", Absent),
             ("tcp_address", Text(text_of(&header.tcp_address))),
             ("unix_path", Text(text_of(&header.unix_path))),
@@ -109,6 +117,12 @@ impl Statistics for Shared {
             ("data_restarts", Number(header.data_restarts.load())),
             ("front_restarts", Number(header.front_restarts.load())),
             ("connections", Number(self.connections.load(Ordering::Relaxed))),
+            ("connection_slots", Number(usage.slots)),
+            ("connection_slots_reserved", Number(usage.slots_reserved)),
+            ("connection_buffers", Number(usage.buffers)),
+            ("connection_buffer_bytes", Number(usage.buffer_bytes)),
+            ("descriptors_front", descriptors(front)),
+            ("descriptors_data", descriptors(data)),
             ("workers", Number(self.workers as u64)),
             ("entries", Number(totals.entries)),
             ("content_bytes", Number(totals.content_bytes)),

@@ -185,6 +185,18 @@ fn contents(page: &mut Page, numbers: &Numbers<'_>) {
         "memory",
         format_args!("{} of {} taken ({percent:.0}%)", size("segment_bytes"), size("capacity_bytes")),
     );
+    page.line(
+        "held",
+        format_args!(
+            "{} connection slots of {}, {} buffers ({}), {} + {} descriptors",
+            grouped(numbers.get("connection_slots")),
+            grouped(numbers.get("connection_slots_reserved")),
+            grouped(numbers.get("connection_buffers")),
+            size("connection_buffer_bytes"),
+            grouped(numbers.get("descriptors_front")),
+            grouped(numbers.get("descriptors_data")),
+        ),
+    );
     let request = |name: &str| format!("{name} {}", grouped(numbers.get(&format!("requests_{name}"))));
     page.line("requests", ["get", "set", "delete", "increment", "list"].map(request).join(", "));
 }

@@ -8,11 +8,12 @@ use crate::output::{self, Format, Outcome};
 use crate::target::Target;
 
 /// What belongs together, by name, or by the beginning of names where it ends with a `_`; what no group claims comes last.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("Instance", &["name", "version", "tcp_address", "unix_path", "uptime_seconds"]),
     ("Processes", &["front_", "data_", "standby_", "workers"]),
     ("Contents", &["entries", "content_bytes", "segment_bytes", "capacity_bytes", "value_bytes_max"]),
     ("Clients", &["connections", "connections_"]),
+    ("Held", &["connection_", "descriptors_"]),
     ("Requests", &["requests_"]),
 ];
 /// The group of the rest.
@@ -95,29 +96,37 @@ mod tests {
             ("uptime_seconds", Statistic::Number(3_661)),
             ("requests_get", Statistic::Number(1_234_567)),
             ("connections", Statistic::Number(3)),
+            ("descriptors_front", Statistic::Number(35)),
+            ("connection_slots", Statistic::Number(3)),
+            ("connection_buffer_bytes", Statistic::Number(65_536)),
             ("novelty", Statistic::Number(7)),
         ];
         let all = all.map(|(name, value)| (name.to_owned(), value));
         let expected = "\
 Instance
-  name            shop
-  uptime_seconds  1 h 1 min (3,661)
+  name                     shop
+  uptime_seconds           1 h 1 min (3,661)
 
 Processes
-  front_pid       123456
-  standby_pid     none
+  front_pid                123456
+  standby_pid              none
 
 Contents
-  segment_bytes   1.50 GiB (1,610,612,736)
+  segment_bytes            1.50 GiB (1,610,612,736)
 
 Clients
-  connections     3
+  connections              3
+
+Held
+  descriptors_front        35
+  connection_slots         3
+  connection_buffer_bytes  64.0 KiB (65,536)
 
 Requests
-  requests_get    1,234,567
+  requests_get             1,234,567
 
 Others
-  novelty         7
+  novelty                  7
 ";
         assert_eq!(table(&all), expected);
         assert_eq!(object(&all)["standby_pid"], Value::Null);

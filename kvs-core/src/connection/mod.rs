@@ -37,6 +37,7 @@ pub mod slot;
 mod survivals;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod tests;
+pub mod usage;
 
 use std::io::IoSlice;
 
