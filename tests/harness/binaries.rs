@@ -39,11 +39,10 @@ pub fn example(name: &str) -> PathBuf {
 
 fn build() -> PathBuf {
     let test = std::env::current_exe().expect("a test program knows where it is");
-    let directory = test
-        .ancestors()
-        .find(|path| path.file_name().is_some_and(|name| name == "deps"))
-        .and_then(Path::parent)
-        .expect("test programs lie in TARGET/PROFILE/deps");
+    // Test programs lie in TARGET/PROFILE/deps, others in TARGET/PROFILE.
+    let beside = test.parent().expect("a program lies in a directory");
+    let directory = if name_of(beside) == "deps" { beside.parent() } else { Some(beside) };
+    let directory = directory.expect("a profile has a directory");
     cargo_build(directory, &["--workspace"]);
     directory.to_path_buf()
 }

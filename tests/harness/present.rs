@@ -1,17 +1,56 @@
 //! A store whose servers come and go: what a client or an operator meets who doesn't give up at once.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
+use kvs_core::wire::RequestBody;
+use rustix::process::Pid;
 use serde_json::Value;
 
 use crate::binaries;
-use crate::connection::{Connection, get};
-use crate::processes::of_store;
+use crate::connection::{Answer, Connection, get};
+use crate::processes::{of_store, program_of};
 use crate::store::{Launch, Place, Store};
 use crate::wait::{SOON, eventually_some};
+
+/// The servers of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Servers {
+    /// The front server.
+    pub front: Pid,
+    /// The data server that serves.
+    pub data: Pid,
+    /// The one that waits, when it has everything it needs.
+    pub standby: Option<Pid>,
+}
+
+impl Servers {
+    /// The servers as the store counts them; none while one of them is missing. One that was killed a moment ago may still seem to
+    /// live.
+    ///
+    /// # Errors
+    /// The connection is lost, or the answer is another one.
+    pub fn told_to(client: &mut Connection) -> io::Result<Option<Self>> {
+        let statistics = match client.ask(&RequestBody::Stats)? {
+            Answer::Stats(statistics) => statistics,
+            other => return Err(io::Error::other(format!("no counters but {other:?}"))),
+        };
+        let pid = |name: &str| {
+            let (_, number) = statistics.iter().find(|(found, _)| found == name)?;
+            let pid = Pid::from_raw((*number)? as i32)?;
+            program_of(pid).map(|_| pid)
+        };
+        let pair = pid("front_pid").zip(pid("data_pid"));
+        Ok(pair.map(|(front, data)| Self { front, data, standby: pid("standby_pid") }))
+    }
+
+    /// Whether any of `dead` is among them.
+    pub fn any_of(&self, dead: &[Pid]) -> bool {
+        [Some(self.front), Some(self.data), self.standby].into_iter().flatten().any(|pid| dead.contains(&pid))
+    }
+}
 
 impl Store {
     /// A new connection that is served. One that reached a server just before its death may be lost; the next one counts.

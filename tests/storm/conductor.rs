@@ -7,8 +7,8 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use kvs_core::wire::RequestBody;
-use kvs_harness::connection::{Answer, Connection, get};
+use kvs_harness::connection::{Connection, get};
+use kvs_harness::present::Servers;
 use kvs_harness::processes::{of_store, program_of, send};
 use kvs_harness::random::Random;
 use kvs_harness::store::Store;
@@ -30,14 +30,6 @@ pub enum Victims {
     Data,
     /// All.
     All,
-}
-
-/// The servers of a whole store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Servers {
-    front: Pid,
-    data: Pid,
-    standby: Option<Pid>,
 }
 
 /// Kills servers of one store.
@@ -188,22 +180,17 @@ impl<'a> Conductor<'a> {
         servers
     }
 
-    /// The servers as the store counts them, if all of them live.
+    /// The servers, if all of them live.
     fn servers(&mut self) -> Option<Servers> {
-        let answer = match self.control.ask(&RequestBody::Stats) {
-            Ok(Answer::Stats(statistics)) => statistics,
-            other => {
-                self.weather.fault(format!("control: {other:?}"));
-                panic!("the connection of the conductor: {other:?}");
+        match Servers::told_to(&mut self.control) {
+            Ok(servers) => {
+                servers.filter(|all| all.standby.is_some() == self.has_standby && !all.any_of(&self.dead))
             }
-        };
-        let pid = |name: &str| {
-            let (_, number) = answer.iter().find(|(found, _)| found == name)?;
-            let pid = Pid::from_raw((*number)? as i32)?;
-            (program_of(pid).is_some() && !self.dead.contains(&pid)).then_some(pid)
-        };
-        let servers =
-            Servers { front: pid("front_pid")?, data: pid("data_pid")?, standby: pid("standby_pid") };
-        (servers.standby.is_some() == self.has_standby).then_some(servers)
+            Err(error) => {
+                self.weather.fault(format!("control: {error}"));
+                self.weather.assert_fair();
+                None
+            }
+        }
     }
 }
