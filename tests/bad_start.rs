@@ -161,6 +161,7 @@ fn segment_with_more_slots_than_there_can_be_is_refused_and_kept() {
     let counts = [
         (offset_of!(Header, worker_slots_reserved), "worker slots"),
         (offset_of!(Header, connection_slots_reserved), "connection slots"),
+        (offset_of!(Header, sessions_reserved), "sessions"),
         (offset_of!(Header, extents_reserved), "extents"),
     ];
     for (offset, what) in counts {

@@ -8,7 +8,8 @@ use std::mem::offset_of;
 
 use kvs_core::segment::layout::{
     BUCKET_BYTES, BUCKET_SLOTS, BackupMark, ConnectionSlot, EXTENT_BYTES, Extent, Header, LAYOUT_VERSION,
-    LOG_WORDS, LogEntry, MAGIC, REACH_MAX, SIZE_CLASSES, Shard, WorkerSlot,
+    LOG_WORDS, LogEntry, MAGIC, REACH_MAX, SIZE_CLASSES, SessionHead, SessionResult, SessionWindow, Shard,
+    WorkerSlot,
 };
 use kvs_harness::binaries;
 
@@ -26,7 +27,7 @@ fn layout_page_has_every_field_where_it_is() {
             identity_checksum clean data_process front_process data_restarts front_restarts created_ns value_bytes_max
             connection_slots_reserved extents_reserved reserved_bytes arena_lock tcp_address unix_path
             worker_slots_reserved backup_rings_reserved loading backup backup_next data_heartbeat front_heartbeat
-            standby_process spare),
+            standby_process sessions_reserved spare),
         fields!(BackupMark: generation position sequence chain),
         fields!(Shard: lock geometry reserved_bytes quarantined reserved next_version entries content_bytes
             reserved_counters partial slabs spare),
@@ -34,7 +35,10 @@ fn layout_page_has_every_field_where_it_is() {
             reserved log tail),
         fields!(ConnectionSlot: state id committed received sent input output assembly outgoing outgoing_start
             discard_until client client_name assembly_end assembly_request assembly_key_bytes input_ended
-            uncertain peek_base spare),
+            uncertain peek_base session spare),
+        fields!(SessionHead: state token owner attempt since_ms spare),
+        fields!(SessionWindow: results),
+        fields!(SessionResult: outcome value),
     ];
     let mut missing = Vec::new();
     for (structure, size, fields) in structures {

@@ -11,6 +11,7 @@
 //! | [`table`] | the hash table: lock-free validated reads, guarded writes, growth without a pause |
 //! | [`backup`] | the backup file: its records, what goes into it, what comes out of it |
 //! | [`connection`] | connection slots and their buffers inside the segment |
+//! | [`session`] | what is remembered of a client beyond its connection, so that nothing is executed twice |
 //! | [`recover`](mod@recover) | from what a dead data server left to what can be served |
 //! | [`check`] | verification of every invariant of a segment |
 //! | [`inspect`] | figures of a segment, for people |
@@ -36,6 +37,7 @@ pub mod limits;
 pub mod liveness;
 pub mod recover;
 pub mod segment;
+pub mod session;
 pub mod sys;
 pub mod table;
 pub mod transaction;

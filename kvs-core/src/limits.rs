@@ -32,3 +32,13 @@ pub const HANG_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 pub const HANG_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 /// Longest `--hang-timeout`.
 pub const HANG_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// Most sessions a segment remembers. As many as connections, so that there is always one whose client is gone, or that is free.
+pub const SESSIONS_MAX: u64 = CONNECTIONS_MAX_LIMIT as u64;
+/// Changes of a session whose results are remembered: a client has no more of them unanswered. The results fill one page.
+pub const SESSION_WINDOW: u64 = 256;
+/// Smallest window any server may have: what a client has unanswered before it was told the window.
+pub const SESSION_WINDOW_MIN: u64 = 64;
+/// How long a session without a connection is kept although its memory could be used by another.
+pub const SESSION_KEPT: Duration = Duration::from_secs(60);
+
+const _: () = assert!(SESSION_WINDOW.is_power_of_two() && SESSION_WINDOW >= SESSION_WINDOW_MIN);

@@ -14,6 +14,7 @@ use kvs_core::connection::context::Statistics;
 use kvs_core::control::{self, Adopted, CLIENTS_MAX, ClientInfo, ControlError, DataMessage, FrontMessage};
 use kvs_core::limits::CONNECTIONS_MAX_LIMIT;
 use kvs_core::liveness::{LivenessError, LivenessPage, MAIN_SLOT};
+use kvs_core::session::Sessions;
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::wire::{self, ErrorCode, Response, ResponseBody};
 use kvs_front::estate::Estate;
@@ -98,6 +99,7 @@ fn begin(
     let (calls, called) = crossbeam_channel::bounded(1);
     let shared = Arc::new(Shared {
         name: options.name.clone(),
+        sessions: Sessions::default(),
         table: table.backed_up(),
         gate: Gate::new(backup::acknowledge(options.durability)),
         calls,

@@ -18,6 +18,7 @@ use kvs_core::instance::InstanceName;
 use kvs_core::liveness::LivenessPage;
 use kvs_core::segment::layout::WorkerSlot;
 use kvs_core::segment::{Segment, text_of};
+use kvs_core::session::Sessions;
 use kvs_core::sys::process::open_descriptors;
 use kvs_core::table::Table;
 
@@ -27,6 +28,8 @@ pub struct Shared {
     pub name: InstanceName,
     /// Its segment.
     pub segment: Segment,
+    /// The sessions of its clients.
+    pub sessions: Sessions,
     /// The table in it; what is changed goes to the backup rings.
     pub table: Table,
     /// What workers and the backup thread say to each other.

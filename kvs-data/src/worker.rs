@@ -180,7 +180,7 @@ impl<'s> Worker<'s> {
             shared,
             slot,
             index,
-            context: context.behind(&shared.gate, index),
+            context: context.behind(&shared.gate, index).with_sessions(&shared.sessions),
             ring_head: slot.ring_head.load(),
             held: VecDeque::new(),
             parked: VecDeque::new(),

@@ -119,6 +119,8 @@ pub enum Answer {
     Stats(Vec<(String, Option<u64>)>),
     /// An error.
     Error(ErrorCode, String),
+    /// Whether the session was known, and how many changes may be unanswered.
+    Session(bool, u32),
 }
 
 impl Answer {
@@ -152,6 +154,7 @@ impl Answer {
                     .collect(),
             ),
             ResponseBody::Error { code, message } => Answer::Error(*code, (*message).to_owned()),
+            ResponseBody::Session { resumed, window } => Answer::Session(*resumed, *window),
         }
     }
 }

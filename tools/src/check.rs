@@ -65,6 +65,7 @@ fn object(path: &str, report: &Report) -> Value {
         "content_bytes": report.content_bytes,
         "extents": report.extents,
         "connections": report.connections,
+        "sessions": report.sessions,
         "pending_intents": report.intents,
         "fault_count": report.fault_count,
         "faults": report.faults,

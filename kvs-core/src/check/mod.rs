@@ -10,6 +10,7 @@
 //! | [`slabs`] | each block of a slab is free or owned by one thing; the partial lists are whole |
 //! | [`shards`] | every slot leads to a sound entry that a lookup finds; counters; no key twice |
 //! | [`owners`] | what workers and connections name |
+//! | `sessions` | sessions and connections agree, and results are where they belong |
 //!
 //! Invariants
 //! - Nothing is trusted: any bytes at all give faults, not a crash or an endless loop. Each walk ends because a claim succeeds
@@ -21,6 +22,7 @@
 
 mod blocks;
 mod owners;
+mod sessions;
 mod shards;
 mod slabs;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
@@ -58,6 +60,8 @@ pub struct Report {
     pub extents: u64,
     /// Connection slots in use.
     pub connections: u64,
+    /// Sessions of clients, with a connection or without.
+    pub sessions: u64,
     /// What is wrong, the first [`FAULTS_MAX`] of it.
     pub faults: Vec<String>,
     /// How much is wrong.
@@ -154,6 +158,7 @@ pub fn check_view(view: &SegmentView) -> Result<Report, Damaged> {
     let buckets_bytes = walk.shards()?;
     walk.workers(header)?;
     walk.connections(header)?;
+    walk.sessions(header)?;
     walk.finish_slabs()?;
     walk.finish_blocks();
     let reserved = buckets_bytes.saturating_add(regions.workers + extents * EXTENT_BYTES);

@@ -12,6 +12,7 @@ use crate::control::StatisticOwned;
 use crate::instance::ByteSize;
 use crate::limits::KEY_BYTES_MAX;
 use crate::segment::layout::WorkerSlot;
+use crate::session::Sessions;
 use crate::sys::counted_send::{CountedSend, UNKNOWN};
 use crate::sys::memory::Word;
 use crate::table::{KeyHash, Table};
@@ -62,6 +63,8 @@ pub struct Context<'s> {
     /// The gate, and which of its rings is this worker's.
     gate: Option<(&'s Gate, usize)>,
     counted: Option<CountedSend>,
+    /// The sessions of clients, if they are kept.
+    pub(super) sessions: Option<&'s Sessions>,
     pub(super) scratch: Vec<u8>,
     pub(super) response: Vec<u8>,
     /// The frame at hand needs a larger input ring.
@@ -89,6 +92,7 @@ impl<'s> Context<'s> {
             value_bytes_max,
             gate: None,
             counted: None,
+            sessions: None,
             scratch: Vec::new(),
             response: Vec::new(),
             enlarge: false,
@@ -150,6 +154,31 @@ impl<'s> Context<'s> {
         memory.store(&self.slot.unix_sent, UNKNOWN);
         memory.store(&self.slot.unix_sent_from, from);
         sender.send(memory, &self.slot.unix_sent, socket, parts)
+    }
+
+    /// The same, where clients have sessions.
+    #[must_use]
+    pub fn with_sessions(self, sessions: &'s Sessions) -> Self {
+        Self { sessions: Some(sessions), ..self }
+    }
+
+    /// What is in every ring, if answers wait for the disk; nothing else.
+    pub(super) fn unsynced_rings(&self) -> Vec<u64> {
+        let segment = self.table.segment();
+        let rings = segment.header().map_or(0, |header| header.backup_rings_reserved.load());
+        let slot = |index| segment.memory().object::<WorkerSlot>(segment.regions().worker(index)).ok();
+        let waits = self.waits_for_sync();
+        (0..rings).take_while(|_| waits).filter_map(slot).map(|slot| slot.ring_head.load()).collect()
+    }
+
+    /// Whether every ring is on disk up to what `heads` says, which are forgotten then.
+    pub(super) fn is_all_synced(&self, heads: &mut Vec<u64>) -> bool {
+        let Some((gate, _)) = self.gate else { return true };
+        let synced = heads.iter().enumerate().all(|(index, &head)| gate.synced(index) >= head);
+        if synced {
+            heads.clear();
+        }
+        synced
     }
 
     /// Whether answers to changes wait until these are on disk.
@@ -274,6 +303,6 @@ fn key_of(body: RequestBody<'_>) -> Option<&[u8]> {
         | RequestBody::Set { key, .. }
         | RequestBody::Delete { key }
         | RequestBody::Increment { key, .. } => Some(key),
-        RequestBody::Hello { .. } | RequestBody::List { .. } | RequestBody::Stats => None,
+        _ => None,
     }
 }

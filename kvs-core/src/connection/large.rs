@@ -8,6 +8,7 @@
 //! wouldn't have. Other answers that are too large for the ring, pages of very long keys, go through a list.
 
 use super::context::{Context, Counter};
+use super::in_session::Turn;
 use super::{Connection, Fatal, Step, request, slot};
 use crate::arena::block_list::BlockList;
 use crate::arena::extents::AllocateError;
@@ -124,8 +125,31 @@ impl<'s> Connection<'s> {
         }
     }
 
-    /// Takes what there is of the value; stores it when it is whole.
+    /// Takes what there is of the value, if it is still this connection's to store.
     pub(super) fn assemble(&mut self, context: &mut Context<'s>) -> Result<Step, Fatal> {
+        let Some(number) = self.assembly.as_ref().map(|assembly| assembly.number) else {
+            return Ok(Step::Done);
+        };
+        match self.begin_change(context, number) {
+            Turn::Execute(_lock) => {
+                let step = self.take_value(context);
+                self.place = None;
+                step
+            }
+            Turn::Answer(outcome) => match self.assembly.take() {
+                Some(assembly) => self.end_assembly(context, assembly, outcome.body()),
+                None => Ok(Step::Done),
+            },
+            Turn::Refuse(message) => {
+                self.assembly = None;
+                self.refuse(context, number, ErrorCode::Session, message)
+            }
+            Turn::Wait => Ok(Step::NeedsBackup),
+        }
+    }
+
+    /// Takes what there is of the value; stores it when it is whole.
+    fn take_value(&mut self, context: &mut Context<'s>) -> Result<Step, Fatal> {
         let Some(assembly) = self.assembly.take() else { return Ok(Step::Done) };
         while self.executed < assembly.end {
             if self.executed == self.received {

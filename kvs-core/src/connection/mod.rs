@@ -13,6 +13,7 @@
 //! | [`ring`] | the buffers |
 //! | [`context`] | what all connections of a worker share |
 //! | [`request`] | executing one request |
+//! | `in_session` | executing a change once, however often the client repeats it |
 //! | [`large`] | values and answers larger than a ring |
 //! | [`resume`] | going on where a dead data server stopped |
 //!
@@ -28,6 +29,7 @@
 pub mod context;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod crashes;
+mod in_session;
 pub mod large;
 pub mod request;
 pub mod resume;
@@ -45,12 +47,14 @@ use crate::control::{Adopted, ClientInfo, Transport};
 use crate::limits::VALUE_BYTES_MAX_LIMIT;
 use crate::segment::layout::ConnectionSlot;
 use crate::segment::{OutOfMemory, Segment};
+use crate::session::Membership;
 use crate::sys::memory::Damaged;
 use crate::transaction::{Transaction, TransactionError};
 use crate::wire::{
     self, DecodeError, ErrorCode, FRAME_HEADER_BYTES, FrameExtent, Response, ResponseBody, SetPrefix,
 };
 use context::Context;
+use in_session::Turn;
 use large::{Assembly, Outgoing};
 use ring::{RING_ORDER, RING_ORDER_MAX, Ring};
 use slot::{Phase, SlotIndex};
@@ -120,6 +124,10 @@ pub struct Connection<'s> {
     counted_from: u64,
     assembly: Option<Assembly>,
     outgoing: Option<Outgoing>,
+    /// Its client's session.
+    session: Option<Membership<'s>>,
+    /// Where in it the result of the change at hand goes.
+    place: Option<u64>,
 }
 
 impl<'s> Connection<'s> {
@@ -146,6 +154,8 @@ impl<'s> Connection<'s> {
             counted_from: 0,
             assembly: None,
             outgoing: None,
+            session: None,
+            place: None,
         })
     }
 
@@ -310,6 +320,7 @@ impl<'s> Connection<'s> {
     /// [`Fatal`].
     pub fn close(mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
         self.end_outgoing(context)?;
+        self.leave_session(context)?;
         for (ring, owner) in [(self.input.take(), &self.slot.input), (self.output.take(), &self.slot.output)]
         {
             if let Some(ring) = ring {
@@ -432,7 +443,7 @@ impl<'s> Connection<'s> {
         scratch.extend_from_slice(second);
         let payload_start = &scratch[FRAME_HEADER_BYTES..];
         let step = match wire::decode_set_prefix(payload_start, extent.payload_length()) {
-            Ok(Some(prefix)) => self.begin_set(context, &prefix, extent),
+            Ok(Some(prefix)) => self.begin_set_once(context, &prefix, extent),
             Ok(None) => {
                 // The key alone may be longer than the ring; all before the value fits the largest one.
                 context.enlarge = scratch.len() as u64 == extents_bytes(RING_ORDER);
@@ -466,6 +477,28 @@ impl<'s> Connection<'s> {
         Ok(())
     }
 
+    /// Begins a set whose value does not fit the block of an entry, unless it was executed for the client's session before.
+    fn begin_set_once(
+        &mut self,
+        context: &mut Context<'s>,
+        prefix: &SetPrefix<'_>,
+        extent: FrameExtent,
+    ) -> Result<Step, Fatal> {
+        let number = prefix.number;
+        match self.begin_change(context, number) {
+            Turn::Execute(_lock) => {
+                let step = self.begin_set(context, prefix, extent);
+                self.place = None;
+                step
+            }
+            Turn::Answer(outcome) => {
+                self.skip_answered(context, extent, &Response { number, body: outcome.body() })
+            }
+            Turn::Refuse(message) => self.refuse(context, number, ErrorCode::Session, message),
+            Turn::Wait => Ok(Step::NeedsBackup),
+        }
+    }
+
     /// Begins a set whose value does not fit the block of an entry.
     fn begin_set(
         &mut self,
@@ -489,11 +522,20 @@ impl<'s> Connection<'s> {
         code: ErrorCode,
         message: &str,
     ) -> Result<Step, Fatal> {
+        self.skip_answered(context, extent, &Response { number, body: ResponseBody::Error { code, message } })
+    }
+
+    /// Answers and throws the frame away.
+    fn skip_answered(
+        &mut self,
+        context: &mut Context<'s>,
+        extent: FrameExtent,
+        response: &Response<'_>,
+    ) -> Result<Step, Fatal> {
         let until = self.executed + extent.total as u64;
         let mut transaction = Transaction::begin(self.segment, context.slot);
         transaction.store(&self.slot.discard_until, until);
-        let error = Response { number, body: ResponseBody::Error { code, message } };
-        self.commit_answer(context, transaction, self.executed, &error)?;
+        self.commit_answer(context, transaction, self.executed, response)?;
         self.discard_until = until;
         Ok(Step::Done)
     }

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use super::context::{Context, Counter};
+use super::in_session::Turn;
 use super::ring::RING_ORDER;
 use super::slot::Phase;
 use super::{ANSWER_ROOM, Connection, Fatal, Step, extents_bytes, slot};
@@ -16,8 +17,8 @@ use crate::sys::memory::Damaged;
 use crate::table::{DIGITS_MAX, KeyHash, Table, TableError};
 use crate::transaction::{Transaction, TransactionError};
 use crate::wire::{
-    self, ErrorCode, FrameExtent, KeyBytes, PROTOCOL, RequestBody, Response, ResponseBody, SetCondition,
-    Statistic, StatisticValue, VALUE_HEAD_BYTES_MAX,
+    self, ErrorCode, FrameExtent, KeyBytes, PROTOCOL, Request, RequestBody, Response, ResponseBody,
+    SetCondition, Statistic, StatisticValue, VALUE_HEAD_BYTES_MAX,
 };
 
 /// What a client is told when there is no memory.
@@ -94,8 +95,36 @@ impl<'s> Connection<'s> {
         if self.phase == Phase::Greeting {
             return self.refuse_unknown_client(context);
         }
+        if !request.body.is_change() {
+            return self.perform(context, payload, extent, request);
+        }
+        match self.begin_change(context, number) {
+            Turn::Execute(_lock) => {
+                let step = self.perform(context, payload, extent, request);
+                self.place = None;
+                step
+            }
+            Turn::Answer(outcome) => self.answer(context, end, &Response { number, body: outcome.body() }),
+            Turn::Refuse(message) => self.refuse(context, number, ErrorCode::Session, message),
+            Turn::Wait => Ok(Step::NeedsBackup),
+        }
+    }
+
+    /// Executes `request`, whose frame is at the beginning of the input.
+    fn perform(
+        &mut self,
+        context: &mut Context<'s>,
+        payload: &[u8],
+        extent: FrameExtent,
+        request: Request<'_>,
+    ) -> Result<Step, Fatal> {
+        let (number, end) = (request.number, self.executed + extent.total as u64);
         match request.body {
             RequestBody::Hello { .. } => Ok(Step::Done),
+            RequestBody::Session { token, attempt } => {
+                self.join_session(context, end, number, (token, attempt))
+            }
+            RequestBody::EndSession => self.end_session(context, end, number),
             RequestBody::Stats => self.stats(context, end, number),
             RequestBody::List { prefix, cursor, limit } => {
                 self.list(context, end, number, (prefix, cursor, limit))
@@ -297,16 +326,19 @@ impl<'s> Connection<'s> {
     pub(super) fn commit_answer(
         &mut self,
         context: &mut Context<'s>,
-        transaction: Transaction<'s>,
+        mut transaction: Transaction<'s>,
         end: u64,
         response: &Response<'_>,
     ) -> Result<(), Fatal> {
         let mut bytes = std::mem::take(&mut context.response);
         bytes.clear();
         wire::encode_response(&mut bytes, response);
+        let place = self.note_result(&mut transaction, &response.body);
         let committed = self.commit_bytes(transaction, end, &bytes);
         context.response = bytes;
-        committed
+        committed?;
+        self.result_noted(place);
+        Ok(())
     }
 
     /// As [`Connection::commit_answer`], for an answer that is encoded.
@@ -334,6 +366,13 @@ impl<'s> Connection<'s> {
         end: u64,
         response: &Response<'_>,
     ) -> Result<Step, Fatal> {
+        // The error of a change of a session: it is remembered, so that what came behind it in a pipeline and was executed stays
+        // behind it.
+        if self.place.is_some() {
+            let transaction = Transaction::begin(self.segment, context.slot);
+            self.commit_answer(context, transaction, end, response)?;
+            return Ok(Step::Done);
+        }
         let mut bytes = std::mem::take(&mut context.response);
         bytes.clear();
         wire::encode_response(&mut bytes, response);

@@ -27,6 +27,7 @@ use crate::control::{Adopted, Transport};
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX_LIMIT};
 use crate::segment::Segment;
 use crate::segment::layout::ConnectionSlot;
+use crate::session::Membership;
 use crate::sys::memory::{Damaged, Memory};
 use crate::sys::stream_position;
 use crate::wire::SetCondition;
@@ -147,6 +148,8 @@ impl<'s> Connection<'s> {
             counted_from: slot.peek_base.load(),
             assembly: assembly_of(context, slot)?,
             outgoing: None,
+            session: Membership::of(segment, slot)?,
+            place: None,
         };
         connection.outgoing = connection.outgoing_of(context)?;
         connection.input = Ring::named(segment, slot.input.load())?;

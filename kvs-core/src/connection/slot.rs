@@ -8,6 +8,7 @@ use crate::arena::block_list::BlockList;
 use crate::control::{Adopted, Transport};
 use crate::segment::layout::{ConnectionSlot, WorkerSlot};
 use crate::segment::{OutOfMemory, Segment, store_text};
+use crate::session;
 use crate::sys::memory::{Memory, Word};
 use crate::transaction::{Transaction, TransactionError};
 use crate::wire::SetCondition;
@@ -104,7 +105,7 @@ pub fn open(segment: &Segment, index: SlotIndex, adopted: Adopted) -> Result<&Co
     let offset = segment.claim_connection(index)?;
     let memory = segment.memory();
     let slot: &ConnectionSlot = memory.object(offset).map_err(|_| OutOfMemory)?;
-    let zero: [&Word; 8] = [
+    let zero: [&Word; 9] = [
         &slot.committed,
         &slot.received,
         &slot.sent,
@@ -113,6 +114,7 @@ pub fn open(segment: &Segment, index: SlotIndex, adopted: Adopted) -> Result<&Co
         &slot.input_ended,
         &slot.uncertain,
         &slot.peek_base,
+        &slot.session,
     ];
     zero.into_iter().for_each(|word| memory.store(word, 0));
     memory.store(&slot.outgoing_start, NOT_OUTGOING);
@@ -144,6 +146,7 @@ pub fn release(
     }
     give_back_named(segment, worker, &slot.input)?;
     give_back_named(segment, worker, &slot.output)?;
+    session::leave(segment, worker, slot, session::now_ms())?;
     segment.memory().store(&slot.outgoing, 0);
     segment.memory().store(&slot.state, STATE_FREE);
     Ok(())
@@ -159,6 +162,7 @@ pub fn abandon(
     worker: &WorkerSlot,
     slot: &ConnectionSlot,
 ) -> Result<(), TransactionError> {
+    session::leave(segment, worker, slot, session::now_ms())?;
     let mut transaction = Transaction::begin(segment, worker);
     for word in [&slot.assembly, &slot.outgoing, &slot.input, &slot.output, &slot.state] {
         transaction.store(word, 0);

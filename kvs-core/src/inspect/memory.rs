@@ -28,7 +28,7 @@ pub struct ClassFigures {
 pub struct MemoryFigures {
     /// Taken from the kernel, in bytes.
     pub reserved_bytes: u64,
-    /// Of it, header, shards, free bits, worker and connection slots, backup rings.
+    /// Of it, header, shards, free bits, worker and connection slots, backup rings, sessions.
     pub fixed_bytes: u64,
     /// Of it, buckets.
     pub bucket_bytes: u64,

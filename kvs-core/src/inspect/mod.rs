@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`memory`] | where the memory went: size classes, free blocks |
 //! | [`shards`] | fill and probe lengths |
-//! | [`slots`] | workers and connections |
+//! | [`slots`] | workers, connections and sessions |
 //! | [`entries`] | single entries |
 //!
 //! Figures are as of some moment while it looked: nothing is locked, and a server may go on. Nothing is trusted either:

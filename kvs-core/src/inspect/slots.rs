@@ -1,10 +1,10 @@
-//! Workers and connections.
+//! Workers, connections and sessions.
 
 use crate::connection::context::COUNTERS;
 use crate::connection::slot;
 use crate::control::Transport;
-use crate::limits::{CONNECTIONS_MAX_LIMIT, WORKERS_MAX};
-use crate::segment::layout::{ConnectionSlot, WorkerSlot};
+use crate::limits::{CONNECTIONS_MAX_LIMIT, SESSIONS_MAX, WORKERS_MAX};
+use crate::segment::layout::{ConnectionSlot, SessionHead, WorkerSlot};
 use crate::segment::{SegmentView, text_of};
 use crate::sys::memory::Damaged;
 use crate::table::entry::Entry;
@@ -49,6 +49,34 @@ pub struct ConnectionFigures {
     pub input_waiting: u64,
     /// Answers that wait to be sent, in bytes.
     pub output_waiting: u64,
+}
+
+/// How many clients are remembered beyond their connections. Nothing of what they are known by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SessionFigures {
+    /// Sessions with a connection.
+    pub connected: u64,
+    /// Sessions whose client may come back.
+    pub resting: u64,
+    /// Records that memory was taken for.
+    pub reserved: u64,
+}
+
+/// Sessions.
+///
+/// # Errors
+/// [`Damaged`] when they lie outside.
+pub fn sessions(view: &SegmentView) -> Result<SessionFigures, Damaged> {
+    let reserved = view.header()?.sessions_reserved.load().min(SESSIONS_MAX);
+    let mut figures = SessionFigures { reserved, ..SessionFigures::default() };
+    for index in 0..reserved {
+        let head: &SessionHead = view.view().object(view.regions().session_head(index))?;
+        let used = head.state.load() == crate::session::USED;
+        let connected = used && head.owner.load() != 0;
+        figures.connected += u64::from(connected);
+        figures.resting += u64::from(used && !connected);
+    }
+    Ok(figures)
 }
 
 /// All worker slots that were ever used.

@@ -8,6 +8,8 @@
 //!              worker slots    one redo log each, reserved as workers come
 //!              connection slots  256 B each, reserved as connections come
 //!              backup rings    256 KiB each, one for every worker that serves clients
+//!              session heads   64 B each, reserved as sessions come
+//!              session windows 4 KiB each, likewise
 //!              buckets         one region a shard, reserved as the shard grows
 //!              data            extents of 2 MiB, reserved as data grows
 //! ```
@@ -17,7 +19,7 @@
 //! - The file is as long as all regions together, but sparse: memory is taken (`fallocate`) before it is touched.
 //! - The constants here own the layout: any change changes [`LAYOUT_HASH`], and an older segment is refused.
 
-use crate::limits::{CONNECTIONS_MAX_LIMIT, WORKERS_MAX};
+use crate::limits::{CONNECTIONS_MAX_LIMIT, SESSION_WINDOW, SESSIONS_MAX, WORKERS_MAX};
 use crate::shared_struct;
 use crate::sys::memory::{Offset, Word};
 use crate::sys::robust_mutex::RobustMutex;
@@ -78,10 +80,14 @@ pub const LAYOUT_HASH: u64 = {
         BACKUP_RING_BYTES,
         WORKERS_MAX as u64,
         CONNECTIONS_MAX_LIMIT as u64,
+        SESSIONS_MAX,
+        SESSION_WINDOW,
         size_of::<Header>() as u64,
         size_of::<Shard>() as u64,
         size_of::<WorkerSlot>() as u64,
         size_of::<ConnectionSlot>() as u64,
+        size_of::<SessionHead>() as u64,
+        size_of::<SessionWindow>() as u64,
         size_of::<Extent>() as u64,
         cfg!(target_env = "gnu") as u64,
         cfg!(target_arch = "x86_64") as u64,
@@ -176,8 +182,10 @@ shared_struct! {
         front_heartbeat: Word,
         /// Process id and start time of the standby data server; 0 while there is none that could take over.
         standby_process: [Word; 2],
+        /// Session records reserved so far; records beyond were never touched.
+        sessions_reserved: Word,
         /// Room for later fields.
-        spare: [Word; 401],
+        spare: [Word; 400],
     }
 }
 
@@ -300,8 +308,46 @@ shared_struct! {
         /// `received` at the time the kernel's own count of a unix socket's input was set; all ones while that is being done,
         /// and nothing is received then. See `sys::stream_position`.
         peek_base: Word,
+        /// Index of the session whose changes come over this connection, and one; 0 for none.
+        session: Word,
         /// Room for later fields.
-        spare: [Word; 10],
+        spare: [Word; 9],
+    }
+}
+
+shared_struct! {
+    /// Whose a session record is. Guarded by a lock of the process that serves the segment; see `session`.
+    pub struct SessionHead, 64, {
+        /// 0: free, and nothing else here or in the window means anything. 1: in use.
+        state: Word,
+        /// What its client knows it by. A secret.
+        token: [Word; 2],
+        /// Number of the connection that may change something for it; 0 while there is none.
+        owner: Word,
+        /// Which of its client's connections, counted by the client, had it last.
+        attempt: Word,
+        /// Since when it has no connection, in milliseconds since the machine was started; only while `owner` is 0.
+        since_ms: Word,
+        /// Room for later fields.
+        spare: [Word; 2],
+    }
+}
+
+shared_struct! {
+    /// What came of one change of a session.
+    pub struct SessionResult, 16, {
+        /// Its place in the order of the session's changes (48 bits), a code of error (8), what came of it (8); 0 for none.
+        outcome: Word,
+        /// The sum, after an increment.
+        value: Word,
+    }
+}
+
+shared_struct! {
+    /// The last changes of a session. Each is stored in the transaction of its change.
+    pub struct SessionWindow, 4096, {
+        /// By their place in the order, modulo their number.
+        results: [SessionResult; SESSION_WINDOW as usize],
     }
 }
 
@@ -339,6 +385,10 @@ pub struct Regions {
     pub connections: u64,
     /// Where the backup rings begin.
     pub rings: u64,
+    /// Where the session heads begin.
+    pub session_heads: u64,
+    /// Where the session windows begin.
+    pub session_windows: u64,
     /// Where the bucket regions begin.
     pub buckets: u64,
     /// Size of one shard's bucket region, in bytes.
@@ -361,7 +411,10 @@ impl Regions {
         let connections = round_up(workers + WORKERS_MAX as u64 * size_of::<WorkerSlot>() as u64, PAGE_BYTES);
         let connections_length = CONNECTIONS_MAX_LIMIT as u64 * size_of::<ConnectionSlot>() as u64;
         let rings = round_up(connections + connections_length, PAGE_BYTES);
-        let buckets = round_up(rings + WORKERS_MAX as u64 * BACKUP_RING_BYTES, EXTENT_BYTES);
+        let session_heads = rings + WORKERS_MAX as u64 * BACKUP_RING_BYTES;
+        let session_windows = session_heads + SESSIONS_MAX * size_of::<SessionHead>() as u64;
+        let windows_length = SESSIONS_MAX * size_of::<SessionWindow>() as u64;
+        let buckets = round_up(session_windows + windows_length, EXTENT_BYTES);
         // The smallest entry takes 32 bytes of data and at most 16 of buckets, so half the capacity is enough
         // for buckets; a quarter more because shards are never exactly even.
         let bucket_region_bytes = round_up(capacity_bytes / shard_count * 5 / 8, EXTENT_BYTES);
@@ -377,6 +430,8 @@ impl Regions {
             workers,
             connections,
             rings,
+            session_heads,
+            session_windows,
             buckets,
             bucket_region_bytes,
             data,
@@ -407,6 +462,16 @@ impl Regions {
     /// Where the backup ring of worker `index` begins.
     pub const fn ring(&self, index: u64) -> u64 {
         self.rings + index * BACKUP_RING_BYTES
+    }
+
+    /// Head of session `index`.
+    pub const fn session_head(&self, index: u64) -> Offset<SessionHead> {
+        Offset::new(self.session_heads).index(index)
+    }
+
+    /// Window of session `index`.
+    pub const fn session_window(&self, index: u64) -> Offset<SessionWindow> {
+        Offset::new(self.session_windows).index(index)
     }
 
     /// Free bits of extent `index`.
@@ -454,7 +519,10 @@ mod tests {
             assert!(regions.extents < regions.workers);
             assert!(regions.workers < regions.connections);
             assert!(regions.connections < regions.rings);
-            assert!(regions.ring(WORKERS_MAX as u64) <= regions.buckets);
+            assert!(regions.ring(WORKERS_MAX as u64) <= regions.session_heads);
+            assert!(regions.session_head(SESSIONS_MAX).bytes() <= regions.session_windows);
+            assert!(regions.session_windows.is_multiple_of(PAGE_BYTES));
+            assert!(regions.session_window(SESSIONS_MAX).bytes() <= regions.buckets);
             assert!(regions.buckets.is_multiple_of(EXTENT_BYTES));
             assert!(regions.data.is_multiple_of(EXTENT_BYTES));
             assert_eq!(regions.length, regions.data + regions.extent_count * EXTENT_BYTES);

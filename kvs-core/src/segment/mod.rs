@@ -22,8 +22,11 @@ use std::sync::Arc;
 
 use rustix::fs::FallocateFlags;
 
+use crate::limits::SESSIONS_MAX;
 use crate::sys::memory::{Damaged, Memory, Offset, View, Word};
-use layout::{ConnectionSlot, Header, LAYOUT_VERSION, Regions, Shard, WorkerSlot};
+use layout::{
+    ConnectionSlot, Header, LAYOUT_VERSION, Regions, SessionHead, SessionWindow, Shard, WorkerSlot,
+};
 
 pub(crate) use open::nanoseconds_since_epoch;
 pub use open::{Opened, Purpose, default_capacity, kept_aside_path, remove};
@@ -229,6 +232,23 @@ impl Segment {
         Ok(self.regions.connection(index))
     }
 
+    /// Memory under one more session record: its index. Called by one thread at a time.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] when there are as many as there can be, or `/dev/shm` is full.
+    pub fn claim_session(&self) -> Result<u64, OutOfMemory> {
+        let header = self.header().map_err(|_| OutOfMemory)?;
+        let index = header.sessions_reserved.load();
+        if index >= SESSIONS_MAX {
+            return Err(OutOfMemory);
+        }
+        let head = self.regions.session_head(index).bytes() & !(layout::PAGE_BYTES - 1);
+        self.reserve(head, layout::PAGE_BYTES)?;
+        self.reserve(self.regions.session_window(index).bytes(), size_of::<SessionWindow>() as u64)?;
+        self.memory.store(&header.sessions_reserved, index + 1);
+        Ok(index)
+    }
+
     /// Takes memory under `length` bytes at any `offset`, rounding to whole pages.
     fn reserve_fixed(&self, offset: u64, length: u64) -> Result<(), SegmentError> {
         let start = offset & !(layout::PAGE_BYTES - 1);
@@ -249,6 +269,10 @@ pub fn memory_bytes(header: &Header) -> u64 {
         .saturating_add(slots(&header.worker_slots_reserved, size_of::<WorkerSlot>()))
         .saturating_add(slots(&header.connection_slots_reserved, size_of::<ConnectionSlot>()))
         .saturating_add(slots(&header.backup_rings_reserved, layout::BACKUP_RING_BYTES as usize))
+        .saturating_add(slots(
+            &header.sessions_reserved,
+            size_of::<SessionHead>() + size_of::<SessionWindow>(),
+        ))
 }
 
 /// A segment that this process can only read: what tools and local readers hold.

@@ -407,6 +407,7 @@ fn check_counts(path: &Path, header: &Header, regions: &Regions) -> Result<(), S
             u64::from(crate::limits::CONNECTIONS_MAX_LIMIT),
         ),
         ("backup rings", &header.backup_rings_reserved, crate::limits::WORKERS_MAX as u64),
+        ("sessions", &header.sessions_reserved, crate::limits::SESSIONS_MAX),
         ("extents", &header.extents_reserved, regions.extent_count),
     ];
     for (what, count, most) in counts {

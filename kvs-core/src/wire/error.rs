@@ -40,6 +40,40 @@ pub enum ErrorCode {
     Internal,
     /// The backup file can't be written, so nothing can be changed.
     BackupFailed,
+    /// The session isn't this connection's, or the number has no place in it; the connection ends.
+    Session,
+}
+
+impl ErrorCode {
+    /// All of them, by their index on the wire.
+    const ALL: [Self; 16] = [
+        Self::Malformed,
+        Self::UnsupportedVersion,
+        Self::UnknownMessage,
+        Self::FrameTooLarge,
+        Self::KeyLength,
+        Self::ValueLength,
+        Self::NotANumber,
+        Self::NumberRange,
+        Self::StoreFull,
+        Self::TooManyConnections,
+        Self::Damaged,
+        Self::HelloExpected,
+        Self::ShuttingDown,
+        Self::Internal,
+        Self::BackupFailed,
+        Self::Session,
+    ];
+
+    /// Its index on the wire.
+    pub const fn index(self) -> u8 {
+        self as u8
+    }
+
+    /// The code of an index.
+    pub fn from_index(index: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(index)).copied()
+    }
 }
 
 /// Why a payload is refused.

@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{DecodeError, ErrorCode};
 use super::frame::{FRAME_HEADER_BYTES, LENGTH_FIELD_BYTES, WIRE_VERSION};
+use super::session::SessionToken;
 
 /// Version of the conversation, told in Hello and Welcome.
 pub const PROTOCOL: u16 = 1;
 
 /// Variants of [`RequestBody`]; an index from here on is unknown.
-pub(super) const REQUEST_VARIANTS: u32 = 7;
+pub(super) const REQUEST_VARIANTS: u32 = 9;
 /// Variants of [`ResponseBody`]; an index from here on is unknown.
-pub(super) const RESPONSE_VARIANTS: u32 = 10;
+pub(super) const RESPONSE_VARIANTS: u32 = 11;
 /// Index of [`RequestBody::Set`].
 pub(super) const SET_VARIANT: u32 = 2;
 /// Index of [`ResponseBody::Value`].
@@ -85,6 +86,23 @@ pub enum RequestBody<'a> {
     },
     /// Asks for the counters of the store. Answered by Stats.
     Stats,
+    /// From here on the changes of this connection are the client's session's: each carries a number one above that of the
+    /// change before, and one that is repeated with its number is answered, not executed again. Answered by Session.
+    Session {
+        /// Which session; a new one when it is not known.
+        token: SessionToken,
+        /// Which of the client's connections this is: the highest one has the session.
+        attempt: u64,
+    },
+    /// The session of this connection is over: nothing of it will be repeated. Answered by Session.
+    EndSession,
+}
+
+impl RequestBody<'_> {
+    /// Whether it may change what is stored.
+    pub fn is_change(&self) -> bool {
+        matches!(self, Self::Set { .. } | Self::Delete { .. } | Self::Increment { .. })
+    }
 }
 
 /// When a Set stores its value.
@@ -159,6 +177,13 @@ pub enum ResponseBody<'a> {
         code: ErrorCode,
         /// What, why and what to do, for people.
         message: &'a str,
+    },
+    /// How it is with the session.
+    Session {
+        /// Whether it was known: what was executed for it will not be executed again.
+        resumed: bool,
+        /// Changes whose results are remembered: the client has no more of them unanswered. 0 when the session is over.
+        window: u32,
     },
 }
 

@@ -49,6 +49,7 @@ mod error;
 mod frame;
 mod large_value;
 mod message;
+mod session;
 
 pub use error::{DecodeError, ErrorCode};
 pub use frame::{
@@ -60,6 +61,8 @@ pub use message::{
     KeyBytes, PROTOCOL, Request, RequestBody, Response, ResponseBody, SetCondition, Statistic,
     StatisticValue, decode_request, decode_response, encode_request, encode_response,
 };
+
+pub use session::{SESSION_TOKEN_BYTES, SessionToken};
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use kvs_core::arena::extents::block_bytes;
 use kvs_core::control::Transport;
 use kvs_core::inspect::memory::{self, MemoryFigures};
 use kvs_core::inspect::shards::{self, ShardFigures};
-use kvs_core::inspect::slots::{self, ConnectionFigures, WorkerFigures};
+use kvs_core::inspect::slots::{self, ConnectionFigures, SessionFigures, WorkerFigures};
 use kvs_core::inspect::{self, HeaderFacts};
 use kvs_core::segment::SegmentView;
 use kvs_core::sys::memory::Damaged;
@@ -30,6 +30,7 @@ pub struct Overview {
     shards: Vec<Result<ShardFigures, Damaged>>,
     workers: Vec<WorkerFigures>,
     connections: Vec<ConnectionFigures>,
+    sessions: SessionFigures,
 }
 
 impl Overview {
@@ -41,6 +42,7 @@ impl Overview {
             shards: (0..view.regions().shard_count).map(|index| shards::figures(view, index)).collect(),
             workers: slots::workers(view)?,
             connections: slots::connections(view)?,
+            sessions: slots::sessions(view)?,
         })
     }
 
@@ -101,6 +103,11 @@ impl Overview {
             (generation, bytes) => format!("file {generation} of its line, {} written", rounded(bytes)),
         };
         rows.named("backup", format!("{file}, {waiting} on the way"));
+        let SessionFigures { connected, resting, .. } = self.sessions;
+        rows.named(
+            "sessions",
+            format!("{} of connected clients, {} of others", grouped(connected), grouped(resting)),
+        );
         format!("{}\n{}", path.display(), rows.lines())
     }
 
@@ -252,6 +259,11 @@ impl Overview {
             },
             "shards": self.shards.iter().map(|shard| shard.as_ref().map_or(Value::Null, shard::object)).collect::<Value>(),
             "workers": self.workers.iter().map(worker_object).collect::<Value>(),
+            "sessions": {
+                "connected": self.sessions.connected,
+                "resting": self.sessions.resting,
+                "reserved": self.sessions.reserved,
+            },
             "connections": self.connections.iter().map(connection_object).collect::<Value>(),
         })
     }

@@ -45,6 +45,10 @@ fn golden_requests() {
     let list = Ask::List { prefix: b"a", cursor: 128, limit: 1000 };
     assert_request(list, 5, "09 00 00 00 01 05 05 01 61 80 01 e8 07");
     assert_request(Ask::Stats, u32::MAX, "07 00 00 00 01 ff ff ff ff 0f 06");
+    let token = SessionToken::new([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0xff]);
+    let hex = "15 00 00 00 01 00 07 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f ff 80 01";
+    assert_request(Ask::Session { token, attempt: 128 }, 0, hex);
+    assert_request(Ask::EndSession, 9, "03 00 00 00 01 09 08");
 }
 
 #[test]
@@ -68,6 +72,7 @@ fn golden_responses() {
     ];
     let hex = "11 00 00 00 01 07 08 03 01 6e 00 80 01 01 74 01 01 78 01 61 02";
     assert_response(Answer::Stats { statistics }, 7, hex);
+    assert_response(Answer::Session { resumed: true, window: 256 }, 7, "06 00 00 00 01 07 0a 01 80 02");
     let refused = Answer::Error { code: ErrorCode::TooManyConnections, message: "no" };
     assert_response(refused, 0, "07 00 00 00 01 00 09 09 02 6e 6f");
 }
@@ -90,9 +95,11 @@ fn golden_error_codes() {
         ErrorCode::ShuttingDown,
         ErrorCode::Internal,
         ErrorCode::BackupFailed,
+        ErrorCode::Session,
     ];
     for (index, code) in codes.into_iter().enumerate() {
         let hex = format!("05 00 00 00 01 00 09 {index:02x} 00");
         assert_response(Answer::Error { code, message: "" }, 0, &hex);
+        assert_eq!((usize::from(code.index()), ErrorCode::from_index(index as u8)), (index, Some(code)));
     }
 }

@@ -53,8 +53,8 @@ fn http_is_recognised_from_four_bytes() {
 
 #[test]
 fn unknown_variant_is_told_from_malformed() {
-    assert_eq!(decode_request(&[9, 7]), Err(DecodeError::UnknownMessage { number: 9, variant: 7 }));
-    assert_eq!(decode_response(&[9, 10]), Err(DecodeError::UnknownMessage { number: 9, variant: 10 }));
+    assert_eq!(decode_request(&[9, 9]), Err(DecodeError::UnknownMessage { number: 9, variant: 9 }));
+    assert_eq!(decode_response(&[9, 11]), Err(DecodeError::UnknownMessage { number: 9, variant: 11 }));
     let refused = decode_request(&[9, 1, 5, b'a']).unwrap_err();
     assert_eq!((refused.code(), refused.number()), (ErrorCode::Malformed, 9));
     assert_eq!(decode_request(&[]).unwrap_err().number(), 0);
@@ -69,7 +69,7 @@ fn leftover_bytes_are_malformed() {
 #[test]
 fn set_prefix_refuses_other_messages() {
     assert_eq!(decode_set_prefix(&[9, 1, 1], 50), Err(DecodeError::NotASet { number: 9 }));
-    assert_eq!(decode_set_prefix(&[9, 7], 50), Err(DecodeError::UnknownMessage { number: 9, variant: 7 }));
+    assert_eq!(decode_set_prefix(&[9, 9], 50), Err(DecodeError::UnknownMessage { number: 9, variant: 9 }));
     assert_eq!(decode_set_prefix(&[9, 2, 2], 50).unwrap_err().code(), ErrorCode::Malformed);
 }
 
@@ -91,4 +91,19 @@ fn set_prefix_refuses_value_that_does_not_fit_frame() {
         assert_eq!(decode_set_prefix(&start, payload_length).unwrap_err().code(), ErrorCode::Malformed);
     }
     assert_eq!(decode_set_prefix(&start[..5], 5).unwrap_err().code(), ErrorCode::Malformed);
+}
+
+#[test]
+fn session_token_is_compared_whole_and_shown_to_nobody() {
+    let bytes = [7; SESSION_TOKEN_BYTES];
+    let token = SessionToken::new(bytes);
+    assert_eq!(token, SessionToken::from_words(token.words()));
+    for place in 0..SESSION_TOKEN_BYTES {
+        let mut other = bytes;
+        other[place] ^= 0x80;
+        assert_ne!(token, SessionToken::new(other), "byte {place}");
+    }
+    assert!(SessionToken::new([0; SESSION_TOKEN_BYTES]).is_zero() && !token.is_zero());
+    let shown = format!("{:?}", RequestBody::Session { token, attempt: 3 });
+    assert!(shown.contains("secret") && !shown.contains('7'), "{shown}");
 }

@@ -33,7 +33,7 @@ proptest! {
     #[test]
     fn requests_survive_the_wire(
         number: u32, key in byte_string(), value in byte_string(), condition in condition(),
-        by: i64, cursor: u64, limit: u32, protocol: u16, name: String,
+        by: i64, cursor: u64, limit: u32, protocol: u16, name: String, token: [u8; SESSION_TOKEN_BYTES],
     ) {
         check_request(number, RequestBody::Hello { protocol, name: &name, pid: limit });
         check_request(number, RequestBody::Get { key: &key });
@@ -42,14 +42,17 @@ proptest! {
         check_request(number, RequestBody::Increment { key: &key, by });
         check_request(number, RequestBody::List { prefix: &key, cursor, limit });
         check_request(number, RequestBody::Stats);
+        check_request(number, RequestBody::Session { token: SessionToken::new(token), attempt: cursor });
+        check_request(number, RequestBody::EndSession);
     }
 
     #[test]
     fn responses_survive_the_wire(
         number: u32, keys in prop::collection::vec(byte_string(), 0..20), text: String, count: u64, value: i64,
-        next: Option<u64>,
+        next: Option<u64>, resumed: bool,
     ) {
         check_response(number, ResponseBody::Number { value });
+        check_response(number, ResponseBody::Session { resumed, window: number });
         let keys = keys.iter().map(|key| KeyBytes(key)).collect();
         check_response(number, ResponseBody::Keys { keys, next });
         let values = [StatisticValue::Number(count), StatisticValue::Text(&text), StatisticValue::Absent];
