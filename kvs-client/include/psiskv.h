@@ -7,7 +7,10 @@
  * take turns; threads that are to work at the same time use a descriptor each. After fork() the child calls kv_connect itself: on an
  * inherited descriptor every call returns -1.
  *
- * When the connection breaks, the library connects again, for up to ten seconds, and repeats what may be repeated.
+ * When the connection breaks, because the servers died or were started again, the library connects again by itself, under the same
+ * descriptor, and repeats what was not answered. Each call is executed exactly once all the same: a kv_write that was executed just
+ * before the servers died returns 0, not -2. It tries for ten seconds, or for as many milliseconds as the environment variable
+ * KVS_RETRY_MS says when kv_connect is called; then the call returns -1, and the next one tries again.
  */
 #ifndef PSISKV_H
 #define PSISKV_H
@@ -38,7 +41,8 @@ void kv_close(int kv_descriptor);
  * Stores value_length bytes under key. With kv_overwrite 0, only if the key does not exist.
  * Returns  0 when stored,
  *         -2 when the key exists and kv_overwrite is 0,
- *         -1 on any other error; with kv_overwrite 0 also when the connection broke and it can't be told whether it was stored.
+ *         -1 on any other error. When no connection could be had again, or the servers have lost their memory (the machine was
+ *         started again) while the call ran, it may have been stored or not.
  */
 int kv_write(int kv_descriptor, uint32_t key, char *value, uint32_t value_length, int kv_overwrite);
 

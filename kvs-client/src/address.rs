@@ -5,8 +5,12 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use crate::Error;
+
+/// A connection attempt is given at least this long.
+const CONNECT_MIN: Duration = Duration::from_millis(1);
 
 /// Where a server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,14 +38,23 @@ impl Address {
         }
     }
 
-    /// Connects.
-    pub fn connect(&self) -> io::Result<OwnedFd> {
+    /// Connects, by `deadline` if there is one.
+    pub fn connect(&self, deadline: Option<Instant>) -> io::Result<OwnedFd> {
         match self {
             Self::Unix(path) => Ok(UnixStream::connect(path)?.into()),
             Self::Tcp(address) => {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 for address in address.to_socket_addrs()? {
-                    match TcpStream::connect(address) {
+                    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                    let connected = match left {
+                        Some(left) => TcpStream::connect_timeout(&address, left.max(CONNECT_MIN)),
+                        None => TcpStream::connect(address),
+                    };
+                    match connected {
+                        // Where nobody listens, on a port that the kernel gives to clients, a socket may meet itself.
+                        Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
+                            last = io::ErrorKind::ConnectionRefused.into();
+                        }
                         Ok(stream) => {
                             stream.set_nodelay(true)?;
                             return Ok(stream.into());

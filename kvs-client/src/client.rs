@@ -1,13 +1,16 @@
-//! A client: one call, one answer. When the connection breaks it connects again and repeats what may be repeated.
+//! A client: one call, one answer. When the connection breaks it connects again, joins its session again, and repeats what was
+//! not answered. What the server has executed by then it answers from the session, so everything happens once.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use kvs_core::wire::{Request, RequestBody, Response, ResponseBody, StatisticValue, encode_request};
 
 use crate::Error;
 use crate::address::Address;
-use crate::connection::{Broken, Connection, OpenError};
+use crate::connection::{Broken, Connection, Membership, OpenError, Outgoing};
 use crate::pipeline::{Answer, Pipeline};
+use crate::session::Session;
 
 /// How long a lost connection is sought again unless told otherwise.
 const RETRY_FOR_DEFAULT: Duration = Duration::from_secs(10);
@@ -48,7 +51,7 @@ impl ConnectOptions {
         self
     }
 
-    /// How long a connection that broke is sought again, before a call fails.
+    /// How long a connection that broke is sought again, before a call fails; 10 seconds unless told otherwise.
     #[must_use]
     pub fn retry_for(mut self, patience: Duration) -> Self {
         self.retry_for = patience;
@@ -64,7 +67,9 @@ impl ConnectOptions {
             (0..=NAME_BYTES_MAX.min(self.name.len())).rev().find(|&end| self.name.is_char_boundary(end));
         self.name.truncate(end.unwrap_or(0));
         let address = Address::parse(address.as_ref())?;
-        match Connection::open(&address, &self.name) {
+        let failed = |source| Error::Connect { address: address.to_string(), source };
+        let session = Session::new().map_err(failed)?;
+        match Connection::open(&address, &self.name, None) {
             Ok(connection) => {
                 let value_bytes_max = connection.value_bytes_max;
                 Ok(Client {
@@ -73,10 +78,11 @@ impl ConnectOptions {
                     connection: Some(connection),
                     value_bytes_max,
                     troubled_since: None,
+                    session,
                 })
             }
-            Err(OpenError::Later(source)) => Err(Error::Connect { address: address.to_string(), source }),
-            Err(OpenError::Never(error)) => Err(error),
+            Err(OpenError::Later(source)) => Err(failed(source)),
+            Err(OpenError::Full(error) | OpenError::Never(error)) => Err(error),
         }
     }
 }
@@ -108,8 +114,17 @@ pub struct Client {
     options: ConnectOptions,
     connection: Option<Connection>,
     value_bytes_max: u64,
-    /// Since when no exchange went through to its end.
+    /// Since when there was no answer, while a call tries to get one.
     troubled_since: Option<Instant>,
+    pub(crate) session: Session,
+}
+
+/// Whether the connection is as a batch needs it.
+pub(crate) enum Readiness {
+    /// It is.
+    Ready,
+    /// The server remembers nothing of what this client asked before.
+    Forgotten,
 }
 
 impl Client {
@@ -157,7 +172,7 @@ impl Client {
     /// Stores a value unless the key exists; whether it did.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Interrupted`] when it may have happened or not.
+    /// [`Error`]; [`Error::Interrupted`] when the server has lost its memory and it may have happened or not.
     pub fn set_if_absent(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<bool, Error> {
         match self.one(|pipeline| pipeline.set_if_absent(key, value))? {
             Answer::Stored => Ok(true),
@@ -169,7 +184,7 @@ impl Client {
     /// Removes a key; whether it was there.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Interrupted`] when it may have happened or not.
+    /// [`Error`]; [`Error::Interrupted`] when the server has lost its memory and it may have happened or not.
     pub fn delete(&mut self, key: impl AsRef<[u8]>) -> Result<bool, Error> {
         match self.one(|pipeline| pipeline.delete(key))? {
             Answer::Deleted(deleted) => Ok(deleted),
@@ -180,7 +195,7 @@ impl Client {
     /// Adds to a decimal value and returns the sum; a missing key counts as 0.
     ///
     /// # Errors
-    /// [`Error`]; [`Error::Interrupted`] when it may have happened or not.
+    /// [`Error`]; [`Error::Interrupted`] when the server has lost its memory and it may have happened or not.
     pub fn increment(&mut self, key: impl AsRef<[u8]>, by: i64) -> Result<i64, Error> {
         match self.one(|pipeline| pipeline.increment(key, by))? {
             Answer::Number(sum) => Ok(sum),
@@ -254,7 +269,7 @@ impl Client {
         })
     }
 
-    /// Asks what may be asked again, until there is an answer.
+    /// Asks what changes nothing, until there is an answer.
     fn repeat<T>(
         &mut self,
         body: RequestBody<'_>,
@@ -262,9 +277,12 @@ impl Client {
     ) -> Result<T, Error> {
         let mut out = Vec::new();
         encode_request(&mut out, &Request { number: 0, body });
+        let request = Outgoing { end: out.len(), is_change: false };
+        self.begin_call();
         loop {
             let mut answer = None;
-            self.exchange(&out, 1, &mut |response| {
+            self.connect_again()?;
+            self.exchange(&out, &[request], &mut |response| {
                 answer = Some(match &response.body {
                     ResponseBody::Error { code, message } => Err(Error::from_answer(*code, message)),
                     body => interpret(body),
@@ -277,59 +295,106 @@ impl Client {
         }
     }
 
-    /// Sends and receives. None when all is answered; when the connection was lost, how many bytes the server may have
-    /// seen, and there is a new connection already.
+    /// A call begins, with all of its patience.
+    pub(crate) fn begin_call(&mut self) {
+        self.troubled_since = None;
+    }
+
+    /// Makes sure of a connection, and for changes of one that the server remembers them by. `doubtful`: some of them may have
+    /// been executed already.
+    pub(crate) fn prepare(&mut self, has_changes: bool, doubtful: bool) -> Result<Readiness, Error> {
+        loop {
+            self.connect_again()?;
+            let deadline = self.troubled_since.map(|since| since + self.options.retry_for);
+            let Some(connection) = &mut self.connection else { continue };
+            if !has_changes {
+                return Ok(Readiness::Ready);
+            }
+            if connection.membership == Membership::Unasked {
+                match connection.join(self.session.attempt(), deadline) {
+                    Ok(true) => {}
+                    Ok(false) if doubtful => return Ok(Readiness::Forgotten),
+                    Ok(false) => {}
+                    Err(broken) => {
+                        self.lost(broken)?;
+                        continue;
+                    }
+                }
+            }
+            return Ok(Readiness::Ready);
+        }
+    }
+
+    /// Sends and receives on the connection that there is. None when all is answered; when the connection was lost, how many
+    /// bytes the server may have seen.
     pub(crate) fn exchange(
         &mut self,
-        out: &[u8],
-        count: usize,
+        bytes: &[u8],
+        requests: &[Outgoing],
         take: &mut dyn FnMut(&Response<'_>) -> Result<(), Error>,
     ) -> Result<Option<usize>, Error> {
-        if self.connection.is_none() {
-            self.reconnect()?;
-        }
         let Some(connection) = &mut self.connection else { return Ok(Some(0)) };
-        match connection.exchange(out, count, take) {
-            Ok(()) => {
-                self.troubled_since = None;
-                Ok(None)
-            }
-            Err(Broken::Lost { sent, source }) => {
+        let mut answered = false;
+        let exchanged = connection.exchange(bytes, requests, &mut |response| {
+            answered = true;
+            take(response)
+        });
+        if answered {
+            self.troubled_since = None;
+        }
+        exchanged.map_or_else(|broken| self.lost(broken).map(Some), |()| Ok(None))
+    }
+
+    /// The connection is of no more use. How many bytes the server may have seen, if another may be tried.
+    fn lost(&mut self, broken: Broken) -> Result<usize, Error> {
+        self.connection = None;
+        match broken {
+            Broken::Nonsense(error) => Err(error),
+            Broken::Lost { sent, source } => {
                 // A server that welcomes and dies, again and again, is as good as none.
                 let since = *self.troubled_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > self.options.retry_for {
-                    self.connection = None;
                     return Err(Error::Disconnected { tried: since.elapsed(), source });
                 }
-                self.reconnect()?;
-                Ok(Some(sent))
-            }
-            Err(Broken::Nonsense(error)) => {
-                self.connection = None;
-                Err(error)
+                Ok(sent)
             }
         }
     }
 
-    /// Connects again, for as long as it may take.
-    fn reconnect(&mut self) -> Result<(), Error> {
-        self.connection = None;
-        let (begun, mut pause) = (Instant::now(), PAUSE_MIN);
+    /// Connects if there is no connection, for as long as it may take.
+    fn connect_again(&mut self) -> Result<(), Error> {
+        if self.connection.is_some() {
+            return Ok(());
+        }
+        let since = *self.troubled_since.get_or_insert_with(Instant::now);
+        let deadline = since + self.options.retry_for;
+        let mut pause = PAUSE_MIN;
         loop {
-            let source = match Connection::open(&self.address, &self.options.name) {
+            let source = match Connection::open(&self.address, &self.options.name, Some(deadline)) {
                 Ok(connection) => {
                     self.value_bytes_max = connection.value_bytes_max;
                     self.connection = Some(connection);
                     return Ok(());
                 }
                 Err(OpenError::Never(error)) => return Err(error),
+                // The server may not know yet that the connection before is lost.
+                Err(OpenError::Full(error)) => io::Error::other(error),
                 Err(OpenError::Later(error)) => error,
             };
-            if begun.elapsed() + pause > self.options.retry_for {
-                return Err(Error::Disconnected { tried: begun.elapsed(), source });
+            if Instant::now() + pause > deadline {
+                return Err(Error::Disconnected { tried: since.elapsed(), source });
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+}
+
+impl Drop for Client {
+    /// The server need not remember what nobody will repeat.
+    fn drop(&mut self) {
+        if let Some(connection) = &self.connection {
+            connection.end_session();
         }
     }
 }

@@ -50,9 +50,11 @@ pub enum Error {
         /// How the last attempt failed.
         source: io::Error,
     },
-    /// The connection broke before the answer came, and the request must not be repeated blindly.
+    /// The connection broke before the answer came, and the server that is there now remembers nothing of this client: the
+    /// machine was started again, the store was purged, or it keeps no sessions.
     #[error(
-        "the connection broke before the answer came: the request may have been executed or not; look before you repeat it"
+        "the connection broke before the answer came, and the server has lost its memory of this client: the request may have \
+         been executed or not; look before you repeat it"
     )]
     Interrupted,
     /// The key is empty or too long.

@@ -16,6 +16,7 @@
 //! | `client` | [`Client`]: one call, one answer; connects again when the connection breaks |
 //! | `pipeline` | [`Pipeline`]: many requests at once |
 //! | `connection` | one connection: frames out and in, without deadlock |
+//! | `session` | what the server remembers this client by |
 //! | `address` | where a server is |
 //! | `error` | [`Error`] |
 //!
@@ -27,6 +28,7 @@ mod client;
 mod connection;
 mod error;
 mod pipeline;
+mod session;
 #[cfg(test)]
 mod tests;
 

@@ -1,8 +1,12 @@
 //! Many requests at once: sent without waiting, answered in order.
 
+use std::borrow::Cow;
+
 use kvs_core::limits::KEY_BYTES_MAX;
 use kvs_core::wire::{Request, RequestBody, Response, ResponseBody, SetCondition, encode_request};
 
+use crate::client::Readiness;
+use crate::connection::Outgoing;
 use crate::{Client, Error};
 
 /// The answer to one request of a [`Pipeline`].
@@ -34,23 +38,39 @@ enum Kind {
 }
 
 impl Kind {
-    /// Whether doing it twice is the same as doing it once.
+    /// Whether doing it twice is the same as doing it once, for a server that has lost its memory.
     fn is_repeatable(self) -> bool {
         matches!(self, Kind::Get | Kind::Set)
     }
+
+    fn is_change(self) -> bool {
+        self != Kind::Get
+    }
+}
+
+/// One request of a pipeline.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    /// Where its frame is in all frames; empty for one that is refused here.
+    start: usize,
+    end: usize,
+    kind: Kind,
+    number: u32,
 }
 
 /// Requests that are sent together. Build it, then [`run`](Pipeline::run) it.
 pub struct Pipeline<'c> {
     client: &'c mut Client,
     frames: Vec<u8>,
-    requests: Vec<(usize, Kind)>,
+    requests: Vec<Asked>,
     failed: Vec<(usize, Error)>,
+    next_number: u32,
 }
 
 impl<'c> Pipeline<'c> {
     pub(crate) fn new(client: &'c mut Client) -> Self {
-        Self { client, frames: Vec::new(), requests: Vec::new(), failed: Vec::new() }
+        let next_number = client.session.next_number;
+        Self { client, frames: Vec::new(), requests: Vec::new(), failed: Vec::new(), next_number }
     }
 
     /// Reads a value.
@@ -96,51 +116,90 @@ impl<'c> Pipeline<'c> {
     }
 
     fn add(&mut self, kind: Kind, key: &[u8], value_length: usize, body: RequestBody<'_>) -> &mut Self {
-        let index = self.requests.len();
+        let (start, number) = (self.frames.len(), self.next_number);
         match check(key, value_length, self.client.value_bytes_max()) {
-            Ok(()) => encode_request(&mut self.frames, &Request { number: index as u32, body }),
-            Err(error) => self.failed.push((index, error)),
+            Ok(()) => {
+                encode_request(&mut self.frames, &Request { number, body });
+                self.next_number = number.wrapping_add(u32::from(kind.is_change()));
+            }
+            Err(error) => self.failed.push((self.requests.len(), error)),
         }
-        self.requests.push((self.frames.len(), kind));
+        self.requests.push(Asked { start, end: self.frames.len(), kind, number });
         self
     }
 
     /// Sends all and returns the answers, one for each request, in order. A request that failed by itself has its
-    /// error among them. When the connection breaks, what may be repeated is; what may not and was possibly executed gets
-    /// [`Error::Interrupted`].
+    /// error among them. When the connection breaks, what was not answered is repeated over the next one; what was executed is
+    /// not executed again. A read that is repeated gives what is stored then. Only when the server has lost its memory, as the
+    /// machine was started again or the store purged, may something be in doubt: what may be repeated is, and what may not
+    /// gets [`Error::Interrupted`].
     ///
     /// # Errors
     /// When no connection can be had any more, or the server makes no sense.
     pub fn run(self) -> Result<Vec<Answer>, Error> {
-        let Self { client, frames, requests, failed } = self;
+        let Self { client, frames, requests, failed, next_number } = self;
+        // Whatever becomes of them, these numbers are taken.
+        client.session.next_number = next_number;
+        client.begin_call();
         let mut answers: Vec<Option<Answer>> = requests.iter().map(|_| None).collect();
         for (index, error) in failed {
             answers[index] = Some(Answer::Failed(error));
         }
-        while answers.iter().any(Option::is_none) {
+        // Requests before this one may have been executed, and not been answered.
+        let mut doubtful_to = 0;
+        loop {
             let waiting: Vec<usize> = (0..answers.len()).filter(|&index| answers[index].is_none()).collect();
-            let frame = |index: usize| {
-                let start = if index == 0 { 0 } else { requests[index - 1].0 };
-                &frames[start..requests[index].0]
-            };
-            let out: Vec<u8> = waiting.iter().flat_map(|&index| frame(index)).copied().collect();
+            let Some(&first) = waiting.first() else { break };
+            let has_changes = waiting.iter().any(|&index| requests[index].kind.is_change());
+            if let Readiness::Forgotten = client.prepare(has_changes, first < doubtful_to)? {
+                for &index in waiting.iter().take_while(|index| **index < doubtful_to) {
+                    if !requests[index].kind.is_repeatable() {
+                        answers[index] = Some(Answer::Failed(Error::Interrupted));
+                    }
+                }
+                doubtful_to = 0;
+                continue;
+            }
+            let batch = Batch::of(&frames, &requests, &waiting);
             let mut taken = 0;
-            let lost = client.exchange(&out, waiting.len(), &mut |response| {
+            let lost = client.exchange(&batch.bytes, &batch.requests, &mut |response| {
                 let index = waiting[taken];
-                answers[index] = Some(interpret(requests[index].1, index, response)?);
+                answers[index] = Some(interpret(requests[index], response)?);
                 taken += 1;
                 Ok(())
             })?;
-            let Some(sent) = lost else { continue };
-            let mut end = 0;
-            for (position, &index) in waiting.iter().enumerate() {
-                end += frame(index).len();
-                if position >= taken && end <= sent && !requests[index].1.is_repeatable() {
-                    answers[index] = Some(Answer::Failed(Error::Interrupted));
-                }
+            // What did not reach the server whole was not executed.
+            let sent = batch.requests.iter().filter(|request| lost.is_some_and(|sent| request.end <= sent));
+            if let Some(last) = sent.count().checked_sub(1) {
+                doubtful_to = doubtful_to.max(waiting[last] + 1);
             }
         }
         Ok(answers.into_iter().flatten().collect())
+    }
+}
+
+/// Requests that go out together.
+struct Batch<'f> {
+    bytes: Cow<'f, [u8]>,
+    requests: Vec<Outgoing>,
+}
+
+impl<'f> Batch<'f> {
+    /// Those of `requests` that are `waiting`.
+    fn of(frames: &'f [u8], requests: &[Asked], waiting: &[usize]) -> Self {
+        let frame = |index: usize| &frames[requests[index].start..requests[index].end];
+        let length = waiting.iter().map(|&index| frame(index).len()).sum::<usize>();
+        let bytes = if length == frames.len() {
+            Cow::Borrowed(frames)
+        } else {
+            Cow::Owned(waiting.iter().flat_map(|&index| frame(index)).copied().collect())
+        };
+        let mut end = 0;
+        let outgoing = waiting.iter().map(|&index| {
+            end += frame(index).len();
+            Outgoing { end, is_change: requests[index].kind.is_change() }
+        });
+        Self { bytes, requests: outgoing.collect() }
     }
 }
 
@@ -155,9 +214,9 @@ pub(crate) fn check(key: &[u8], value_length: usize, value_bytes_max: u64) -> Re
     Ok(())
 }
 
-fn interpret(kind: Kind, index: usize, response: &Response<'_>) -> Result<Answer, Error> {
-    if response.number != index as u32 {
-        let message = format!("answer {} came where {index} was due", response.number);
+fn interpret(Asked { kind, number, .. }: Asked, response: &Response<'_>) -> Result<Answer, Error> {
+    if response.number != number {
+        let message = format!("answer {} came where {number} was due", response.number);
         return Err(Error::Protocol(message));
     }
     match (kind, &response.body) {

@@ -8,12 +8,26 @@ mod descriptors;
 
 use std::ffi::{CStr, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use kvs_client::{Client, ConnectOptions, Error};
 
 const ERROR: c_int = -1;
 /// The key exists, or doesn't.
 const NO: c_int = -2;
+
+/// How long a lost connection is sought again, in milliseconds.
+const RETRY_VARIABLE: &str = "KVS_RETRY_MS";
+
+/// How to connect, as the environment says now.
+fn options() -> ConnectOptions {
+    let wanted = std::env::var(RETRY_VARIABLE).ok().and_then(|text| text.trim().parse().ok());
+    let options = ConnectOptions::new();
+    match wanted {
+        Some(wanted) => options.retry_for(Duration::from_millis(wanted)),
+        None => options,
+    }
+}
 
 /// Runs a call; whatever panics is an error, not the end of the caller's program.
 fn call(body: impl FnOnce() -> Option<c_int>) -> c_int {
@@ -48,7 +62,7 @@ pub unsafe extern "C" fn kv_connect(kv_server_ip: *mut c_char, kv_server_port: c
         let port = u16::try_from(kv_server_port).ok().filter(|&port| port > 0)?;
         // An address of IPv6 is written in brackets before a port.
         let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        let client = ConnectOptions::new().connect(address).ok()?;
+        let client = options().connect(address).ok()?;
         descriptors::insert(client)
     })
 }
