@@ -53,6 +53,9 @@ struct Options {
     controlled: bool,
 }
 
+/// Descriptors besides those of clients, as far as the table of them is concerned.
+const OWN_DESCRIPTORS: u64 = 256;
+
 fn main() -> ExitCode {
     let begun = Instant::now();
     let options: Options = parse_or_exit();
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
     }
     start_logging(&options.server.log_level);
     process::abort_on_panic();
+    process::reserve_descriptors(u64::from(options.server.max_connections) + OWN_DESCRIPTORS);
     outlive_file_size_limit();
     if let Err(error) = process::go_on_when_launcher_dies() {
         log::warn!("a death of the front server while this process stands still will go unnoticed: {error}");

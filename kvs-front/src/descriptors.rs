@@ -6,6 +6,7 @@
 
 use anyhow::bail;
 use kvs_front::options::ServerOptions;
+use kvs_front::process;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// What the front server needs besides its clients: standard streams, listening sockets, the data server's socket, process,
@@ -38,7 +39,7 @@ impl ConnectionLimit {
     }
 }
 
-/// Raises the limit of open files as far as this process may.
+/// Raises the limit of open files as far as this process may, and makes room for them. To be called before there are threads.
 ///
 /// # Errors
 /// When that leaves no room for a single client.
@@ -64,6 +65,7 @@ pub fn raise(options: &ServerOptions) -> anyhow::Result<ConnectionLimit> {
             u64::from(options.max_connections) + own
         );
     }
+    process::reserve_descriptors(u64::from(limit.most) + own);
     Ok(limit)
 }
 

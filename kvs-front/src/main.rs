@@ -103,10 +103,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(options: ServerOptions, begun: Instant) -> anyhow::Result<()> {
+fn start(mut options: ServerOptions, begun: Instant) -> anyhow::Result<()> {
     // What this process and the data server make is this user's alone.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let limit = descriptors::raise(&options)?;
+    // Every data server has as many, and need not find out anew.
+    options.fix_worker_count();
     let (events, happened) = unbounded();
     let estate = listen::open(&options)?;
     let front = Arc::new(Front::new(options, limit, estate, events, begun)?);

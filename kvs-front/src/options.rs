@@ -250,6 +250,11 @@ impl ServerOptions {
         self.workers.map_or_else(cores, usize::from).clamp(1, WORKER_THREADS_MAX)
     }
 
+    /// Keeps to the number of workers that are meant now.
+    pub fn fix_worker_count(&mut self) {
+        self.workers = u16::try_from(self.worker_count()).ok();
+    }
+
     /// The same options as arguments.
     pub fn to_arguments(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();

@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Resource, Signal, getrlimit, pidfd_open, pidfd_send_signal};
 
 /// A thread that panicked may have left anything half done: the whole process ends, and its successor goes on.
 pub fn abort_on_panic() {
@@ -13,6 +13,15 @@ pub fn abort_on_panic() {
         report(panic);
         std::process::abort();
     }));
+}
+
+/// Makes room for `count` descriptors, while this process has one thread. Where threads share it, the kernel halts whoever needs the
+/// table of descriptors enlarged until all processors have passed by: ten milliseconds and more, at each doubling.
+pub fn reserve_descriptors(count: u64) {
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let last = i32::try_from(count.min(most).saturating_sub(1)).unwrap_or(i32::MAX);
+    // It is there to be opened and closed; where that can't be, the table grows later.
+    let _ = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), last);
 }
 
 /// A descriptor of this very process, for another one.

@@ -406,6 +406,8 @@ impl Supervisor {
             let event = match [until, self.heart.due()].into_iter().flatten().min() {
                 // The front itself holds a sender: there is always another event to wait for.
                 None => return self.events.recv().ok(),
+                // The channel would yield a few times before it noticed, and on a busy machine each costs milliseconds.
+                Some(at) if at <= Instant::now() => self.events.try_recv().ok(),
                 Some(at) => self.events.recv_deadline(at).ok(),
             };
             if event.is_some() || until.is_some_and(|until| until <= Instant::now()) {
