@@ -20,16 +20,16 @@ use crate::table::tests::Step;
 use crate::transaction;
 use crate::wire::{RequestBody, SetCondition};
 
-type Model = HashMap<Vec<u8>, Vec<u8>>;
+pub(super) type Model = HashMap<Vec<u8>, Vec<u8>>;
 
-fn key_of(step: &Step) -> Vec<u8> {
+pub(super) fn key_of(step: &Step) -> Vec<u8> {
     let (Step::Set { key, .. } | Step::Delete { key } | Step::Increment { key, .. } | Step::Get { key }) =
         step;
     format!("key {key}").into_bytes()
 }
 
 /// Does it to the model; returns the answer.
-fn apply(step: &Step, model: &mut Model, value: Vec<u8>) -> Answer {
+pub(super) fn apply(step: &Step, model: &mut Model, value: Vec<u8>) -> Answer {
     let key = key_of(step);
     match step {
         Step::Set { if_absent: true, .. } if model.contains_key(&key) => other("Exists"),
@@ -147,7 +147,7 @@ impl Dying {
     }
 }
 
-fn request<'a>(step: &Step, key: &'a [u8], value: &'a [u8]) -> RequestBody<'a> {
+pub(super) fn request<'a>(step: &Step, key: &'a [u8], value: &'a [u8]) -> RequestBody<'a> {
     match step {
         Step::Set { if_absent, .. } => {
             let condition = if *if_absent { SetCondition::IfAbsent } else { SetCondition::Always };
@@ -159,7 +159,7 @@ fn request<'a>(step: &Step, key: &'a [u8], value: &'a [u8]) -> RequestBody<'a> {
     }
 }
 
-fn stored(segment: &Segment, key: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn stored(segment: &Segment, key: &[u8]) -> Option<Vec<u8>> {
     crate::table::tests::get(&Table::new(segment).expect("sound"), key)
 }
 

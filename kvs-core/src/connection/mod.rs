@@ -30,6 +30,8 @@ pub mod context;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod crashes;
 mod in_session;
+#[cfg(all(test, not(miri), not(feature = "shuttle")))]
+mod in_session_crashes;
 pub mod large;
 pub mod request;
 pub mod resume;

@@ -138,6 +138,7 @@ pub fn release(
     worker: &WorkerSlot,
     slot: &ConnectionSlot,
 ) -> Result<(), TransactionError> {
+    session::leave(segment, worker, slot, session::now_ms())?;
     for owner in [&slot.assembly, &slot.outgoing] {
         let offset = outgoing_list(owner.load());
         if offset != 0 {
@@ -146,7 +147,6 @@ pub fn release(
     }
     give_back_named(segment, worker, &slot.input)?;
     give_back_named(segment, worker, &slot.output)?;
-    session::leave(segment, worker, slot, session::now_ms())?;
     segment.memory().store(&slot.outgoing, 0);
     segment.memory().store(&slot.state, STATE_FREE);
     Ok(())

@@ -86,10 +86,15 @@ impl<'s> Client<'s> {
         client
     }
 
-    fn send(&mut self, body: &RequestBody<'_>) {
+    /// The next request has this number, those behind it the next ones.
+    pub(super) fn number_from(&mut self, number: u32) {
+        self.number = number;
+    }
+
+    pub(super) fn send(&mut self, body: &RequestBody<'_>) {
         let mut bytes = Vec::new();
         encode_request(&mut bytes, &Request { number: self.number, body: body.clone() });
-        self.number += 1;
+        self.number = self.number.wrapping_add(1);
         self.feed(&bytes);
     }
 
@@ -135,7 +140,7 @@ impl<'s> Client<'s> {
         self.connection = Some(connection);
     }
 
-    fn answer(&mut self) -> Answer {
+    pub(super) fn answer(&mut self) -> Answer {
         self.drain();
         let extent = wire::peek(&self.answers, usize::MAX).expect("a frame").expect("whole");
         let bytes: Vec<u8> = self.answers.drain(..extent.total).collect();

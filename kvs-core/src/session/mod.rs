@@ -30,6 +30,8 @@
 
 pub mod record;
 pub mod registry;
+#[cfg(all(test, not(miri), not(feature = "shuttle")))]
+mod tests;
 
 use crate::segment::Segment;
 use crate::segment::layout::{ConnectionSlot, SessionHead, SessionWindow, WorkerSlot};
