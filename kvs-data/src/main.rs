@@ -34,6 +34,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use clap::Parser;
+use kvs_core::segment::layout::LAYOUT_VERSION;
+use kvs_core::segment::{SegmentError, SegmentView};
 use kvs_front::options::{ServerOptions, parse_or_exit, start_logging};
 use kvs_front::{process, program};
 use signal_hook::consts::SIGXFSZ;
@@ -51,14 +53,23 @@ struct Options {
     /// Started by kvs-front, which is at the other end of standard input
     #[arg(long, hide = true)]
     controlled: bool,
+
+    /// Say whether this program can attach to the segment of the instance, and end
+    #[arg(long, hide = true)]
+    probe: bool,
 }
 
 /// Descriptors besides those of clients, as far as the table of them is concerned.
 const OWN_DESCRIPTORS: u64 = 256;
+/// Exit status of `--probe`: the segment is of another layout.
+const EXIT_OTHER_LAYOUT: u8 = 3;
 
 fn main() -> ExitCode {
     let begun = Instant::now();
     let options: Options = parse_or_exit();
+    if options.probe {
+        return probe(&options.server);
+    }
     if !options.controlled {
         return become_front(&options.server);
     }
@@ -73,6 +84,26 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What the front server wants to know of a program that is to take the place of a data server: that it starts, and whether it
+/// knows the layout of the segment.
+fn probe(options: &ServerOptions) -> ExitCode {
+    let version = env!("CARGO_PKG_VERSION");
+    match SegmentView::open(&options.name.segment_path()) {
+        Ok(_) => {
+            println!("kvs-data {version}, layout {LAYOUT_VERSION}");
+            ExitCode::SUCCESS
+        }
+        Err(SegmentError::Layout { found, .. }) => {
+            println!("kvs-data {version} has layout {LAYOUT_VERSION}, the segment has layout {found}");
+            EXIT_OTHER_LAYOUT.into()
+        }
+        Err(error) => {
+            println!("kvs-data {version}: {error}");
             ExitCode::FAILURE
         }
     }

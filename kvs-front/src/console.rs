@@ -19,8 +19,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::accept;
-use crate::front::{Event, Front};
-use crate::operator::{self, Answer};
+use crate::front::Front;
+use crate::operator::{self, Answer, Then};
 
 /// Longest command, in bytes.
 const COMMAND_BYTES_MAX: usize = 1024;
@@ -94,8 +94,8 @@ fn serve_terminal(front: &Front, input: &OwnedFd) {
                 Ok(Some(line)) => {
                     let answer = operator::obey(front, &line);
                     show(&answer.text);
-                    if answer.quits {
-                        let _ = front.events.send(Event::Quit);
+                    answer.then.act(front);
+                    if answer.then == Then::Quit {
                         return;
                     }
                     show(prompt);
@@ -216,15 +216,13 @@ impl Operator {
     fn obey(&mut self, front: &Front, line: &str) -> std::io::Result<()> {
         let answer = operator::obey(front, line);
         let sent = self.0.write_all(framed(&answer).as_bytes());
-        if answer.quits {
-            // Told first, since the process ends soon; done in any case. The supervisor listens for as long as it runs.
-            let _ = front.events.send(Event::Quit);
-        }
+        // Told first, since the process may end; done in any case.
+        answer.then.act(front);
         sent
     }
 
     fn refuse(&self, text: &str) {
-        let answer = Answer { done: false, text: text.to_owned(), quits: false };
+        let answer = Answer { done: false, text: text.to_owned(), then: Then::Nothing };
         // A short answer fits the socket's buffer; one who is gone needs none.
         let _ = (&self.0).write_all(framed(&answer).as_bytes());
     }
@@ -266,9 +264,9 @@ mod tests {
 
     #[test]
     fn console_answers_say_how_long_they_are() {
-        let answer = Answer { done: true, text: "zwölf\n".to_owned(), quits: false };
+        let answer = Answer { done: true, text: "zwölf\n".to_owned(), then: Then::Nothing };
         assert_eq!(framed(&answer), "ok 7\nzwölf\n");
-        let answer = Answer { done: false, text: String::new(), quits: false };
+        let answer = Answer { done: false, text: String::new(), then: Then::Nothing };
         assert_eq!(framed(&answer), "error 0\n");
     }
 }

@@ -34,6 +34,10 @@ pub enum Event {
     Introduced,
     /// This front server can't take over, and why.
     Unable(String),
+    /// The data server shall give way to the program on disk.
+    RestartData,
+    /// Both servers shall give way to the programs on disk, which load the backup file: the segment is of no use to them.
+    Reload,
     /// The store shall end.
     Quit,
 }

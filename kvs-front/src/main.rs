@@ -17,6 +17,7 @@
 //! | [`signals`] | SIGINT, SIGTERM, SIGHUP, Ctrl-Z |
 //! | [`console`] | the operator's lines, from the terminal and from a socket |
 //! | [`operator`] | what the operator's commands do |
+//! | [`upgrade`] | trying the programs on disk before a server gives way to them |
 //! | [`notify`] | telling systemd |
 //!
 //! The data server watches it in turn, and launches the next one, with `--inherited`, when it dies or hangs.
@@ -40,6 +41,7 @@ mod operator;
 mod refuse;
 mod signals;
 mod supervise;
+mod upgrade;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -10,15 +10,19 @@ use std::time::Duration;
 
 use kvs_core::control::{ClientInfo, StatisticOwned};
 use kvs_core::instance::ByteSize;
+use rustix::process::Signal;
 
 use crate::clients::Number;
-use crate::front::Front;
+use crate::front::{Event, Front};
+use crate::upgrade;
 
 const HELP: &str = "\
 status          where the store listens, who serves it, how full it is
 stats [--json]  all counters
 clients         who is connected
 help            this
+restart front   exchanges the front server for the program on disk; clients notice nothing
+restart data    exchanges the data server for the program on disk
 quit            ends both servers in order; the segment stays for an instant restart
 ";
 
@@ -44,13 +48,48 @@ pub struct Answer {
     pub done: bool,
     /// What the operator is told.
     pub text: String,
-    /// Whether the store is to end, once the operator was told.
-    pub quits: bool,
+    /// What is done once the operator was told.
+    pub then: Then,
 }
 
-/// Does what a line says.
+/// What is still to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing.
+    Nothing,
+    /// The store ends.
+    Quit,
+    /// This process ends as if it was killed: the data server launches the next.
+    EndFront,
+    /// The data server is exchanged.
+    RestartData,
+    /// Both servers are exchanged, and the backup file is loaded.
+    Reload,
+}
+
+impl Then {
+    /// Does it.
+    pub fn act(self, front: &Front) {
+        let event = match self {
+            Self::Nothing => return,
+            Self::EndFront => {
+                // As the world may do at any moment, only that the operator has been told.
+                let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+                return;
+            }
+            Self::Quit => Event::Quit,
+            Self::RestartData => Event::RestartData,
+            Self::Reload => Event::Reload,
+        };
+        // The supervisor listens for as long as it runs.
+        let _ = front.events.send(event);
+    }
+}
+
+/// Does what a line says, but for what the operator has to be told before.
 pub fn obey(front: &Front, line: &str) -> Answer {
     let words: Vec<&str> = line.split_whitespace().collect();
+    let mut then = Then::Nothing;
     let text = match words[..] {
         [] => Ok(String::new()),
         ["help"] => Ok(HELP.to_owned()),
@@ -58,25 +97,65 @@ pub fn obey(front: &Front, line: &str) -> Answer {
         ["stats"] => statistics(front).map(|all| table(&all)),
         ["stats", "--json"] => statistics(front).map(|all| json(&all)),
         ["clients"] => clients(front),
-        ["quit"] => Ok("ending\n".to_owned()),
+        ["restart", "front"] => restart_front(front, &mut then),
+        ["restart", "data"] => restart_data(front, &mut then),
+        ["quit"] => {
+            then = Then::Quit;
+            Ok("ending\n".to_owned())
+        }
         _ => Err(unknown(line, &words)),
     };
-    let quits = words == ["quit"];
     match text {
-        Ok(text) => Answer { done: true, text, quits },
-        Err(text) => Answer { done: false, text, quits },
+        Ok(text) => Answer { done: true, text, then },
+        Err(text) => Answer { done: false, text, then: Then::Nothing },
     }
+}
+
+/// Only if the next front server can be launched, and there is a data server to do so.
+fn restart_front(front: &Front, then: &mut Then) -> Result<String, String> {
+    let tried = upgrade::try_front().map_err(refused)?;
+    front.link.statistics().ok_or_else(|| SILENT.to_owned())?;
+    log::info!("front server {} gives way to {}", std::process::id(), tried.path.display());
+    *then = Then::EndFront;
+    Ok(format!("front server {} gives way to {}\n", std::process::id(), tried.words))
+}
+
+/// Only if the next data server can be launched.
+fn restart_data(front: &Front, then: &mut Then) -> Result<String, String> {
+    let tried = upgrade::try_data(&front.options.name.to_string()).map_err(refused)?;
+    let all = front.link.statistics().ok_or_else(|| SILENT.to_owned())?;
+    let pid = Numbers(&all).get("data_pid");
+    log::info!("data server {pid} gives way to {}", tried.path.display());
+    if tried.status.success() {
+        *then = Then::RestartData;
+        return Ok(format!("data server {pid} gives way to {}\n", tried.words));
+    }
+    // Another layout: what is not in the backup file would be lost.
+    upgrade::try_front().map_err(refused)?;
+    if let Some((_, StatisticOwned::Text(error))) = all.iter().find(|(name, _)| name == "backup_error") {
+        return Err(format!("{}, and the backup file is not complete: {error}\n", tried.words));
+    }
+    *then = Then::Reload;
+    Ok(format!(
+        "{}: the store ends in order, starts again and loads its backup file; connections end\n",
+        tried.words
+    ))
+}
+
+fn refused(error: anyhow::Error) -> String {
+    format!("{error:#}; the server that runs serves on\n")
 }
 
 fn unknown(line: &str, words: &[&str]) -> String {
     let first = words.first().copied().unwrap_or_default().to_lowercase();
-    let commands = ["status", "stats", "clients", "help", "quit"];
+    let commands = ["status", "stats", "clients", "restart", "help", "quit"];
     let meant = commands
         .into_iter()
         .find(|command| *command == first)
         .or_else(|| OTHER_WORDS.into_iter().find(|(other, _)| *other == first).map(|(_, meant)| meant))
         .or_else(|| commands.into_iter().find(|command| command.starts_with(&first)));
     match meant {
+        Some("restart") => "what is to be restarted? `restart front` or `restart data`\n".to_owned(),
         Some(meant) => format!("{line:?} is no command; did you mean `{meant}`? `help` lists all\n"),
         None => format!("{line:?} is no command; `help` lists all\n"),
     }

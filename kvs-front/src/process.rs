@@ -1,8 +1,9 @@
 //! Killing a process through its descriptor: never another one that got its number. And ending one whole that has gone wrong.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Signal, getrlimit, pidfd_open, pidfd_send_signal};
 
@@ -45,6 +46,22 @@ pub fn kill(process: BorrowedFd<'_>) {
     match pidfd_send_signal(process, Signal::KILL) {
         Ok(()) | Err(Errno::SRCH) => {}
         Err(error) => log::error!("can't kill the other server: {error}"),
+    }
+}
+
+/// Waits until none of its threads runs any more, at most for `patience`; whether that is so.
+pub fn ends_within(process: &OwnedFd, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => {}
+            ended => return ended.is_ok_and(|count| count > 0),
+        }
     }
 }
 

@@ -18,14 +18,18 @@
 
 use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use crossbeam_channel::Receiver;
 use kvs_core::control::{DataMessage, FrontMessage, StartKind};
+use kvs_core::segment::kept_aside_path;
 use kvs_core::wire::ErrorCode;
 use kvs_front::pace::Pace;
+use kvs_front::program;
 
 use crate::accept::Accepting;
 use crate::console;
@@ -120,11 +124,12 @@ impl Supervisor {
         })?;
         server.watch(&self.front)?;
         self.front.link.connect(server.generation, Arc::clone(&server.socket));
-        self.open_for_operators()?;
         let group = rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs();
+        // The first thing that the data server hears: operators, who have it told more, come after.
         if let Err(error) = server.tell(&FrontMessage::Supervising { group }) {
             log::debug!("can't tell data server {}: {error}", server.pid);
         }
+        self.open_for_operators()?;
         self.heart.watch(server.pid, server.process());
         // The one before may have died before it was ready.
         notify(&format!("MAINPID={}\nREADY=1", std::process::id()));
@@ -188,6 +193,9 @@ impl Supervisor {
                     self.accept()?;
                 }
                 Some(Event::Introduced) => self.accept()?,
+                // Its death is noticed as any other's, and the next one is launched from what is on disk.
+                Some(Event::RestartData) => server.kill(),
+                Some(Event::Reload) => return self.reload(&server),
                 Some(Event::Unable(why)) => bail!("can't take over all clients: {why}"),
                 Some(_) => {}
             }
@@ -198,22 +206,53 @@ impl Supervisor {
 
     /// Ends the store in order.
     fn end(&mut self, server: Option<&DataServer>) {
+        notify("STOPPING=1");
+        self.wind_down(server);
+    }
+
+    /// Ends the store in order, and starts it again from the programs on disk, in this process's place: they don't know the
+    /// segment's layout, so it is kept aside, and what it has is loaded from the backup file.
+    fn reload(mut self, server: &DataServer) -> anyhow::Result<()> {
+        if !self.wind_down(Some(server)) {
+            bail!(
+                "the data server did not end in order, so the backup file may not have everything; the segment stays. Start \
+                 the version that made it, and try again"
+            );
+        }
+        let path = self.front.options.name.segment_path();
+        let kept = kept_aside_path(&path);
+        std::fs::rename(&path, &kept).with_context(|| format!("can't keep {} aside", path.display()))?;
+        log::info!("{} is kept as {}", path.display(), kept.display());
+        Err(self.become_next().into())
+    }
+
+    /// Becomes the front server that is on disk, at the same addresses. The ready line was printed once.
+    fn become_next(&self) -> std::io::Error {
+        let path = match program::find("kvs-front") {
+            Ok(path) => path,
+            Err(error) => return std::io::Error::other(error.to_string()),
+        };
+        let mut options = self.front.options.clone();
+        options.listen = Some(self.front.tcp_address);
+        options.unix = Some(self.front.unix_path.clone());
+        Command::new(path).args(options.to_arguments()).stdout(Stdio::null()).exec()
+    }
+
+    /// Ends the store in order; whether the data server has done so.
+    fn wind_down(&mut self, server: Option<&DataServer>) -> bool {
         if let Some(server) = server {
             // First of all: from now on no other front server is launched, should this one die.
             if let Err(error) = server.tell(&FrontMessage::Ending) {
                 log::debug!("can't tell data server {} of the end: {error}", server.pid);
             }
         }
-        notify("STOPPING=1");
         log::info!("ending");
         self.front.end_estate();
         if let Some(accepting) = self.accepting.take() {
             accepting.stop();
         }
         self.dismiss_waiting();
-        if let Some(server) = server {
-            self.stop(server);
-        }
+        server.is_none_or(|server| self.stop(server))
     }
 
     /// Puts another data server in the place of one that died. An error is the one that was just starting when the store
@@ -370,8 +409,8 @@ impl Supervisor {
         }
     }
 
-    /// Ends the data server in order, or not in order when that takes too long.
-    fn stop(&mut self, server: &DataServer) {
+    /// Ends the data server in order, or not in order when that takes too long; which of both.
+    fn stop(&mut self, server: &DataServer) -> bool {
         let until = Instant::now() + STOP_PATIENCE;
         if let Err(error) = server.tell(&FrontMessage::Stop) {
             log::debug!("can't tell data server {} to stop: {error}", server.pid);
@@ -385,7 +424,7 @@ impl Supervisor {
                         let status = status.map_or_else(String::new, |status| format!(" ({status})"));
                         log::warn!("data server {} ended{status} before it had finished", server.pid);
                     }
-                    return;
+                    return finished;
                 }
                 Some(_) => {}
                 None => {
@@ -393,7 +432,8 @@ impl Supervisor {
                         "data server {} doesn't end within {STOP_PATIENCE:?}; killing it",
                         server.pid
                     );
-                    return server.fence();
+                    server.fence();
+                    return false;
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use kvs_core::instance::InstanceName;
 
@@ -41,6 +41,15 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// A server of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Server {
+    /// The data server, which serves requests
+    Data,
+    /// The front server, which accepts clients
+    Front,
 }
 
 /// Which store is meant. The three exclude each other, wherever on the command line they are given.
@@ -204,6 +213,20 @@ pub enum Command {
         /// A single command
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
+    },
+
+    /// Exchange a server of a running instance for the program that is on disk now
+    ///
+    /// For an upgrade: put the new programs in the place of the old ones, then exchange `front`, then `data`. The new
+    /// program is tried first; when it does not start, nothing happens. Returns when the next server serves.
+    ///
+    /// A data server whose segment has another layout than the new program knows can't be exchanged so: the store ends in
+    /// order, both servers start anew, and the backup file is loaded. No data is lost, but connections end.
+    #[command(after_help = "Examples:\n  kvs-tools restart front\n  kvs-tools --name shop restart data")]
+    Restart {
+        /// Which one
+        #[arg(value_name = "SERVER")]
+        which: Server,
     },
 
     /// End a running instance in order

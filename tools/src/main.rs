@@ -37,6 +37,7 @@ mod progress;
 mod purge;
 mod quit;
 mod record;
+mod restart;
 mod salvage;
 mod set;
 mod stats;
@@ -81,6 +82,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Export { file } => export::run(&target()?, format, &file),
         Command::Import { file } => import::run(&target()?, format, &file),
         Command::Console { command } => console::run(&target()?, format, &command),
+        Command::Restart { which } => restart::run(&target()?, format, which),
         Command::Quit => quit::run(&target()?, format),
         Command::Purge => purge::run(&target()?, format),
         Command::Completions { shell } => completions::run(format, shell),

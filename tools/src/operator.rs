@@ -5,6 +5,7 @@
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -36,18 +37,23 @@ pub struct Reply {
 /// The operator of a running instance.
 pub struct Operator {
     stream: BufReader<UnixStream>,
+    path: PathBuf,
     shown: String,
 }
 
 impl Operator {
     /// Connects to the console of `target`.
     pub fn connect(target: &Target) -> anyhow::Result<Self> {
-        let stream = target.connect_local(console_path, |path| UnixStream::connect(path))?;
-        stream
-            .set_read_timeout(Some(ANSWER_PATIENCE))
-            .and_then(|()| stream.set_write_timeout(Some(ANSWER_PATIENCE)))
-            .context("can't set how long the console may take")?;
-        Ok(Self { stream: BufReader::new(stream), shown: target.to_string() })
+        let connect = |path: &Path| UnixStream::connect(path).map(|stream| (stream, path.to_path_buf()));
+        let (stream, path) = target.connect_local(console_path, connect)?;
+        Ok(Self { stream: with_patience(stream)?, path, shown: target.to_string() })
+    }
+
+    /// Connects to the same console again, where another front server may serve it by now.
+    pub fn connect_again(&mut self) -> anyhow::Result<()> {
+        let stream = UnixStream::connect(&self.path).with_context(|| self.trouble())?;
+        self.stream = with_patience(stream)?;
+        Ok(())
     }
 
     /// Gives a command and waits for the answer.
@@ -89,11 +95,15 @@ impl Operator {
         Ok(pid)
     }
 
+    /// All counters; None while the data server is not there to tell.
+    pub fn statistics(&mut self) -> anyhow::Result<Option<serde_json::Value>> {
+        let reply = self.ask("stats --json")?;
+        Ok(serde_json::from_str(&reply.text).ok().filter(|_| reply.done))
+    }
+
     /// Process id of the front server; None while the data server is not there to tell.
     fn front_pid(&mut self) -> anyhow::Result<Option<u64>> {
-        let reply = self.ask("stats --json")?;
-        let all: Option<serde_json::Value> = serde_json::from_str(&reply.text).ok().filter(|_| reply.done);
-        Ok(all.and_then(|all| all.get("front_pid")?.as_u64()))
+        Ok(self.statistics()?.and_then(|all| all.get("front_pid")?.as_u64()))
     }
 
     /// The connection ends with the process; its descriptor tells when the rest of it is gone too.
@@ -130,6 +140,14 @@ impl Operator {
     fn trouble(&self) -> String {
         format!("no answer from the console of {}", self.shown)
     }
+}
+
+fn with_patience(stream: UnixStream) -> anyhow::Result<BufReader<UnixStream>> {
+    stream
+        .set_read_timeout(Some(ANSWER_PATIENCE))
+        .and_then(|()| stream.set_write_timeout(Some(ANSWER_PATIENCE)))
+        .context("can't set how long the console may take")?;
+    Ok(BufReader::new(stream))
 }
 
 fn timespec(duration: Duration) -> Timespec {
