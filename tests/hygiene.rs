@@ -156,12 +156,27 @@ struct Belongings {
     descriptors: Vec<(String, usize)>,
     /// Connection slots in use.
     slots: usize,
-    /// Buffers, in bytes, and blocks of entries in use.
-    buffer_bytes: u64,
+    /// Large values and buffers, in bytes, and blocks of entries in use.
+    block_bytes: u64,
     entry_blocks: u64,
+    /// Descriptors, slots and buffers as `kvs-tools stats` counts them.
+    counted: BTreeMap<String, u64>,
 }
 
 fn belongings(place: &Place) -> Belongings {
+    let is_counted = |name: &str| {
+        name.starts_with("descriptors_")
+            || ["connection_slots", "connection_buffers", "connection_buffer_bytes"].contains(&name)
+    };
+    let statistics = place.statistics();
+    let counted: BTreeMap<String, u64> = statistics
+        .as_object()
+        .expect("counters")
+        .iter()
+        .filter(|(name, _)| is_counted(name))
+        .filter_map(|(name, count)| Some((name.clone(), count.as_u64()?)))
+        .collect();
+    assert!(counted.len() >= 5, "{counted:?}");
     let inspected = place.tools_by_name(&["--json", "inspect"]);
     let segment: serde_json::Value = serde_json::from_slice(&inspected.stdout).expect("JSON");
     let classes = segment["memory"]["classes"].as_array().expect("size classes");
@@ -173,8 +188,9 @@ fn belongings(place: &Place) -> Belongings {
     Belongings {
         descriptors,
         slots: segment["connections"].as_array().expect("connections").len(),
-        buffer_bytes: segment["memory"]["block_bytes"].as_u64().expect("a number"),
+        block_bytes: segment["memory"]["block_bytes"].as_u64().expect("a number"),
         entry_blocks: classes.iter().filter_map(|class| class["used"].as_u64()).sum(),
+        counted,
     }
 }
 

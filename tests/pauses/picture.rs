@@ -35,8 +35,8 @@ const HEIGHT: f64 = 190.0;
 const GAP: f64 = 90.0;
 /// Columns of a panel, each of which shows the median and the most of its time.
 const COLUMNS: usize = 760;
-/// The scale of latency, in powers of ten of a microsecond: 10 µs to 10 s.
-const LEAST: f64 = 1.0;
+/// The scale of latency, in powers of ten of a microsecond: 1 µs to 10 s.
+const LEAST: f64 = 0.0;
 const MOST: f64 = 7.0;
 
 /// Colours in the middle between black and white, so that they can be read on both.
@@ -133,7 +133,7 @@ fn y(top: f64, took: Duration) -> f64 {
 }
 
 fn svg(runs: &[Run]) -> String {
-    let (width, height) = (LEFT + WIDTH + 20.0, TOP + runs.len() as f64 * (HEIGHT + GAP) - 10.0);
+    let (width, height) = (LEFT + WIDTH + 20.0, TOP + runs.len() as f64 * (HEIGHT + GAP) - GAP + 30.0);
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
          font-family=\"system-ui, sans-serif\" font-size=\"12\" fill=\"{INK}\">\n"
@@ -157,7 +157,7 @@ fn scales(text: &mut String, top: f64, run: &Run) {
         run.colour,
         run.title
     );
-    for (power, name) in (1..).zip(["10 µs", "100 µs", "1 ms", "10 ms", "100 ms", "1 s", "10 s"]) {
+    for (power, name) in (0..).zip(["1 µs", "10 µs", "100 µs", "1 ms", "10 ms", "100 ms", "1 s", "10 s"]) {
         let at = y(top, Duration::from_secs_f64(10f64.powi(power) / 1e6));
         _ = writeln!(
             text,
@@ -208,7 +208,7 @@ fn curve(text: &mut String, top: f64, run: &Run) {
 
 /// Where nothing was answered for long, what that looks like to the client.
 fn silence(text: &mut String, top: f64, run: &Run) {
-    let long = run.points.iter().filter(|point| point.at >= run.begun && point.took.as_millis() >= 50);
+    let long = run.points.iter().filter(|point| point.at >= run.begun && point.took.as_millis() >= 100);
     for point in long {
         let (from, to) = (point.at - point.took, point.at);
         let at = |moment: Instant| x(moment.saturating_duration_since(run.begun).as_secs_f64().min(SECONDS));
