@@ -32,6 +32,8 @@ mod crashes;
 mod in_session;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod in_session_crashes;
+#[cfg(all(test, not(miri), not(feature = "shuttle")))]
+mod in_session_tests;
 pub mod large;
 pub mod request;
 pub mod resume;

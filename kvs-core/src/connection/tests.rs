@@ -75,8 +75,13 @@ pub(crate) struct Client<'s> {
 impl<'s> Client<'s> {
     /// On the first slot of `segment`, after hello.
     pub(super) fn greeted(segment: &'s Segment, context: Context<'s>) -> Self {
-        let adopted = Adopted { connection: 77, transport: Transport::Unix };
-        let connection = Connection::open(segment, 0, adopted).expect("room");
+        Self::greeted_in_slot(0, segment, context)
+    }
+
+    /// On another slot.
+    pub(super) fn greeted_in_slot(index: u64, segment: &'s Segment, context: Context<'s>) -> Self {
+        let adopted = Adopted { connection: 77 + index, transport: Transport::Unix };
+        let connection = Connection::open(segment, index, adopted).expect("room");
         let connection = Some(connection);
         let mut client = Self { context, connection, answers: Vec::new(), piece: usize::MAX, number: 0 };
         client.send(&RequestBody::Hello { protocol: PROTOCOL, name: "test", pid: 5 });
@@ -99,7 +104,7 @@ impl<'s> Client<'s> {
     }
 
     /// Gives bytes to the connection, draining what it has to say when it can't go on otherwise.
-    fn feed(&mut self, mut bytes: &[u8]) {
+    pub(super) fn feed(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let mut connection = self.connection.take().expect("open");
             let (first, second) = connection.input_space(&mut self.context).expect("sound");
