@@ -23,6 +23,12 @@
 //!   │─────────────────────────────────────────────►│
 //!   │ Introduce + client sockets                   │
 //!   │◄─────────────────────────────────────────────│     and on as above
+//!
+//! data, which serves                    standby
+//!   │ Active                                       │     over a link that the front server made
+//!   │─────────────────────────────────────────────►│
+//!   │ Introduce + client sockets, Closed, NewFront │
+//!   │─────────────────────────────────────────────►│     Standing, Holds, Ready: to the front server
 //! ```
 //!
 //! Invariants
@@ -49,6 +55,8 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
 pub const ADOPTED_MAX: usize = 64;
 /// Most connections told of in one Closed.
 pub const CLOSED_MAX: usize = 1024;
+/// Most connections told of in one Holds.
+pub const HOLDS_MAX: usize = 4096;
 /// Most clients told of in one Clients.
 pub const CLIENTS_MAX: usize = 256;
 
@@ -79,6 +87,38 @@ pub struct Adopted {
     pub connection: u64,
     /// How the client came.
     pub transport: Transport,
+}
+
+/// A connection that is served, and where in the segment. Its socket comes with the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seat {
+    /// The connection.
+    pub adopted: Adopted,
+    /// Its slot.
+    pub slot: u64,
+}
+
+/// What a data server is launched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// To serve. Nobody has served the segment before, or no client of that time is left.
+    First,
+    /// To serve in the place of one that died, whose clients' sockets follow. Descriptor: the segment.
+    Successor,
+    /// To take over when the one that serves dies. Descriptors: the segment, the liveness page of the one that serves, and the
+    /// end of a link to it.
+    Standby,
+}
+
+impl Role {
+    /// How many descriptors go with it.
+    pub const fn descriptors(self) -> usize {
+        match self {
+            Role::First => 0,
+            Role::Successor => 1,
+            Role::Standby => 3,
+        }
+    }
 }
 
 /// The file of a unix socket, told from any other that may have its path later.
@@ -114,8 +154,8 @@ impl EstateMark {
 /// From the front server to the data server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FrontMessage {
-    /// The first message to a data server. Descriptors: the estate's, the front server's process, the liveness page, and the
-    /// segment if a data server had it before.
+    /// The first message to a data server. Descriptors: the estate's, the front server's process, the liveness page, and those
+    /// of its role.
     Start {
         /// The front server.
         front: ProcessIdentity,
@@ -125,8 +165,8 @@ pub enum FrontMessage {
         tcp_address: String,
         /// Where local clients connect.
         unix_path: String,
-        /// Whether a data server has died before.
-        relaunched: bool,
+        /// What it is launched for.
+        role: Role,
         /// What the next front server gets.
         estate: EstateMark,
     },
@@ -135,10 +175,30 @@ pub enum FrontMessage {
         /// Its process group.
         group: u32,
     },
-    /// Clients to be served. Descriptors: a socket for each, in order.
+    /// Clients to be served, those of a data server that died among them: the segment tells which. Descriptors: a socket for
+    /// each, in order.
     Adopt {
         /// The clients.
         connections: Vec<Adopted>,
+    },
+    /// All clients of the data server that died have been passed.
+    Restored,
+    /// Asks for all clients to be introduced: this front server doesn't know them all.
+    Introduce,
+    /// A standby was launched, which is to be told of all clients. Descriptors: the end of a link to it, its process, its
+    /// liveness page.
+    Standby {
+        /// It.
+        process: ProcessIdentity,
+    },
+    /// The standby is gone.
+    NoStandby,
+    /// To a standby, from a front server that took over: who it is. Descriptor: its process.
+    Watching {
+        /// It.
+        front: ProcessIdentity,
+        /// Its process group.
+        group: u32,
     },
     /// Asks for the counters.
     Stats {
@@ -209,7 +269,7 @@ pub struct ClientInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DataMessage {
     /// The first message to a front server that takes the place of a dead one. Descriptors: the estate's, the data server's
-    /// liveness page and process, and the segment.
+    /// liveness page and process, the segment; and if there is a standby a socket to it, its process, its liveness page.
     Inherit {
         /// The data server.
         process: ProcessIdentity,
@@ -219,11 +279,27 @@ pub enum DataMessage {
         workers: u32,
         /// What the dead front server left.
         estate: EstateMark,
+        /// The standby.
+        standby: Option<ProcessIdentity>,
+    },
+    /// The first message to a standby over its link.
+    Active {
+        /// Worker threads, each of which introduces its clients.
+        workers: u32,
+    },
+    /// To a standby over its link: another front server is about to be launched. Descriptor: a socket to it.
+    NewFront,
+    /// A standby has all clients' sockets and could take over.
+    Standing,
+    /// A data server that took over has the sockets of these clients.
+    Holds {
+        /// Their numbers.
+        connections: Vec<u64>,
     },
     /// Clients that are served already. Descriptors: a duplicate of each one's socket, in order.
     Introduce {
         /// The clients.
-        connections: Vec<Adopted>,
+        connections: Vec<Seat>,
         /// Whether the worker has introduced all its clients with these.
         last: bool,
     },
@@ -279,11 +355,14 @@ pub trait Message: Serialize + DeserializeOwned {
 impl Message for FrontMessage {
     fn descriptors(&self) -> usize {
         match self {
-            FrontMessage::Start { estate, relaunched, .. } => {
-                estate.descriptors() + 2 + usize::from(*relaunched)
-            }
+            FrontMessage::Start { estate, role, .. } => estate.descriptors() + 2 + role.descriptors(),
             FrontMessage::Adopt { connections } => connections.len(),
+            FrontMessage::Standby { .. } => 3,
+            FrontMessage::Watching { .. } => 1,
             FrontMessage::Supervising { .. }
+            | FrontMessage::Restored
+            | FrontMessage::Introduce
+            | FrontMessage::NoStandby
             | FrontMessage::Stats { .. }
             | FrontMessage::Clients { .. }
             | FrontMessage::Ending
@@ -295,9 +374,11 @@ impl Message for FrontMessage {
 impl Message for DataMessage {
     fn descriptors(&self) -> usize {
         match self {
-            DataMessage::Inherit { estate, .. } => estate.descriptors() + 3,
+            DataMessage::Inherit { estate, standby, .. } => {
+                estate.descriptors() + 3 + if standby.is_some() { 3 } else { 0 }
+            }
             DataMessage::Introduce { connections, .. } => connections.len(),
-            DataMessage::Ready { .. } => 1,
+            DataMessage::Ready { .. } | DataMessage::NewFront => 1,
             _ => 0,
         }
     }
@@ -374,8 +455,23 @@ fn send_or<M: Message>(
 /// # Errors
 /// [`ControlError`]; what was received is lost then.
 pub fn receive<M: Message>(socket: BorrowedFd<'_>) -> Result<Option<(M, Vec<OwnedFd>)>, ControlError> {
+    receive_or(socket, Wait::Yes)
+}
+
+/// Receives the next message if there is one: [`PassingError::WouldBlock`] when there is none just now.
+///
+/// # Errors
+/// As [`receive`].
+pub fn try_receive<M: Message>(socket: BorrowedFd<'_>) -> Result<Option<(M, Vec<OwnedFd>)>, ControlError> {
+    receive_or(socket, Wait::No)
+}
+
+fn receive_or<M: Message>(
+    socket: BorrowedFd<'_>,
+    wait: Wait,
+) -> Result<Option<(M, Vec<OwnedFd>)>, ControlError> {
     let mut buffer = vec![0; MESSAGE_BYTES_MAX];
-    let received = fd_passing::receive(socket, &mut buffer, DESCRIPTORS_PER_MESSAGE_MAX, Wait::Yes)?;
+    let received = fd_passing::receive(socket, &mut buffer, DESCRIPTORS_PER_MESSAGE_MAX, wait)?;
     let Some(received) = received else { return Ok(None) };
     match postcard::take_from_bytes::<M>(&buffer[..received.length]) {
         Ok((message, [])) => {

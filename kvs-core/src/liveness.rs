@@ -43,8 +43,8 @@ use crate::sys::liveness_map;
 use crate::sys::memory::{Damaged, Memory};
 use crate::sys::robust_mutex::{Acquired, LockError};
 
-/// Number of slots of a page: one for each worker, and four for the main thread and its helpers.
-pub const LIVENESS_SLOTS: usize = WORKERS_MAX + 4;
+/// Number of slots of a page: one for each worker, and five for the main thread and its helpers.
+pub const LIVENESS_SLOTS: usize = WORKERS_MAX + 5;
 /// Slot of the main thread, whose death is the alarm.
 pub const MAIN_SLOT: usize = 0;
 /// Slot of worker 0; the others follow. The slots behind the last possible worker are for helper threads.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use kvs_core::connection::context::Context;
 use kvs_core::connection::{Connection, Fatal, Progress};
+use kvs_core::control::Transport;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{
@@ -46,31 +47,46 @@ pub struct Client<'s> {
     held_until: Option<u64>,
     /// It has a change for which the backup ring had no room.
     parked: bool,
+    /// Its answers are of a data server that died, and may not be on disk.
+    held_back: bool,
     /// When it is closed at the latest.
     pub linger_until: Option<Instant>,
 }
 
 impl<'s> Client<'s> {
-    /// A client that was just adopted; it is waited for to speak.
-    pub fn new(socket: OwnedFd, connection: Connection<'s>) -> Self {
+    /// A client that was just adopted, or one that a data server served that died; it is waited for to speak.
+    pub fn new(socket: OwnedFd, connection: Connection<'s>, context: &Context<'s>) -> Self {
         let interest = EventFlags::IN;
         Self {
             socket,
-            connection,
-            at_end: false,
+            at_end: connection.has_input_ended(),
             ending: false,
             interest,
             busy: true,
             held_until: None,
             parked: false,
+            held_back: context.waits_for_sync() && connection.has_output(),
             linger_until: None,
+            connection,
         }
+    }
+
+    /// Whether there is something to do for it before it speaks.
+    pub fn is_pending(&self) -> bool {
+        let connection = &self.connection;
+        self.at_end || connection.has_output() || connection.has_input() || connection.is_refused()
+    }
+
+    /// Whether it waits for what the data server before had changed.
+    pub fn is_held_back(&self) -> bool {
+        self.held_back
     }
 
     /// Whether it is the backup file that it waits for.
     pub fn waits_for_backup(&self, context: &Context<'s>) -> bool {
         self.held_until.is_some_and(|position| !context.is_synced(position))
             || (self.parked && !context.may_change())
+            || (self.held_back && !context.is_inheritance_synced())
     }
 
     /// How far the backup file must come before its answers are sent.
@@ -101,7 +117,14 @@ impl<'s> Client<'s> {
         if self.waits_for_backup(context) {
             return Ok(self.wait());
         }
-        (self.held_until, self.parked) = (None, false);
+        (self.held_until, self.parked, self.held_back) = (None, false, false);
+        context.serves(self.connection.index());
+        let fate = self.serve_turn(context);
+        context.serves_nobody();
+        fate
+    }
+
+    fn serve_turn(&mut self, context: &mut Context<'s>) -> Result<Fate, Fatal> {
         if !self.connection.has_output() && !self.at_end && !self.take_input(context)? {
             return Ok(Fate::Ends);
         }
@@ -187,6 +210,9 @@ impl<'s> Client<'s> {
 
     /// Takes what the kernel has, as far as the ring has room; false when the connection is broken.
     fn take_input(&mut self, context: &mut Context<'s>) -> Result<bool, Fatal> {
+        if self.connection.must_count_anew() && self.connection.count_input(self.socket.as_fd()).is_err() {
+            return Ok(false);
+        }
         let (first, second) = self.connection.input_space(context)?;
         if first.is_empty() {
             return Ok(true);
@@ -210,7 +236,9 @@ impl<'s> Client<'s> {
             }
             let pending = self.connection.pending(context)?;
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let sent = if pending[1].is_empty() {
+            let sent = if self.connection.transport() == Transport::Unix {
+                context.send_counted(self.connection.sent_so_far(), self.socket.as_fd(), &pending)
+            } else if pending[1].is_empty() {
                 send(&self.socket, &pending[0], flags)
             } else {
                 sendmsg(&self.socket, &pending, &mut SendAncillaryBuffer::default(), flags)

@@ -1,7 +1,8 @@
 //! The main thread: starts the others, then does what the front server says until it says stop. One that is gone is replaced
 //! meanwhile; what it had sent before is done first.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -11,22 +12,30 @@ use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, Sender};
 use kvs_core::backup::gate::Gate;
 use kvs_core::connection::context::Statistics;
-use kvs_core::control::{self, Adopted, CLIENTS_MAX, ClientInfo, ControlError, DataMessage, FrontMessage};
+use kvs_core::connection::resume;
+use kvs_core::connection::slot::SlotIndex;
+use kvs_core::control::{
+    self, Adopted, CLIENTS_MAX, ClientInfo, ControlError, DataMessage, FrontMessage, HOLDS_MAX, Role,
+    StartKind,
+};
 use kvs_core::limits::CONNECTIONS_MAX_LIMIT;
 use kvs_core::liveness::{LivenessError, LivenessPage, MAIN_SLOT};
 use kvs_core::session::Sessions;
 use kvs_core::sys::process::ProcessIdentity;
+use kvs_core::table::Table;
 use kvs_core::wire::{self, ErrorCode, Response, ResponseBody};
 use kvs_front::estate::Estate;
 use kvs_front::options::ServerOptions;
 use rustix::net::{SendFlags, Shutdown};
 
-use crate::backup::{self, Backup};
+use crate::backup::{self, Backup, Begin};
+use crate::bench::Seated;
 use crate::heartbeat::Heartbeat;
 use crate::housekeeping::Housekeeping;
 use crate::shared::Shared;
+use crate::standby::{self, Watched};
 use crate::start::{self, Started, Told};
-use crate::watch_front::{Fronts, Origin, Own, QuitSignal};
+use crate::watch_front::{Fronts, Origin, Own, QuitSignal, StandbyPeer};
 use crate::worker::{self, Command, WorkerHandle};
 
 /// Serves until told to stop.
@@ -36,8 +45,7 @@ use crate::worker::{self, Command, WorkerHandle};
 pub fn run(options: &ServerOptions, begun: Instant) -> anyhow::Result<()> {
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
         .context("standard input is no socket; kvs-data is started by kvs-front")?;
-    let (liveness, told, origin) = receive_start(control)?;
-    let control = origin.socket.try_clone()?;
+    let (liveness, told, origin, watched) = receive_start(control)?;
     // Before anything shared is touched: from here on the front server can prove this thread dead.
     let _alive = match liveness.claim(MAIN_SLOT) {
         Ok(hold) => hold,
@@ -45,7 +53,16 @@ pub fn run(options: &ServerOptions, begun: Instant) -> anyhow::Result<()> {
         Err(error) => return Err(error.into()),
     };
     log::debug!("front server {} launched this data server", told.front);
-    match begin(options, told, liveness, origin, begun) {
+    let control = Arc::clone(&origin.socket);
+    let begun = match watched {
+        None => begin(options, told, liveness, origin, begun),
+        Some(watched) => match standby::stand(options, told, liveness, origin, watched, begun) {
+            Ok(Some(server)) => Ok(server),
+            Ok(None) => return Ok(()),
+            Err(error) => Err(error),
+        },
+    };
+    match begun {
         Ok(server) => server.serve(),
         Err(error) => {
             let message = format!("{error:#}");
@@ -56,25 +73,84 @@ pub fn run(options: &ServerOptions, begun: Instant) -> anyhow::Result<()> {
     }
 }
 
-fn receive_start(socket: OwnedFd) -> anyhow::Result<(LivenessPage, Told, Origin)> {
+fn receive_start(socket: OwnedFd) -> anyhow::Result<(LivenessPage, Told, Origin, Option<Watched>)> {
     let quit = QuitSignal::catch().context("can't wait for signals")?;
     let Some((message, descriptors)) = control::receive::<FrontMessage>(socket.as_fd())? else {
         bail!("the front server is gone");
     };
-    let FrontMessage::Start { front, group, tcp_address, unix_path, relaunched, estate } = message else {
+    let FrontMessage::Start { front, group, tcp_address, unix_path, role, estate } = message else {
         bail!("the front server began with something else than Start; are both of the same release?");
     };
     let mut descriptors = descriptors.into_iter();
     let estate =
         Estate::receive(estate, &mut descriptors).context("a listening socket is missing from Start")?;
-    let process = descriptors.next().context("the front server's process is missing from Start")?;
-    let page = descriptors.next().context("the liveness page is missing from Start")?;
-    let liveness = LivenessPage::attach(page).context("can't map the liveness page")?;
-    let told = Told { front, tcp_address, unix_path, relaunched, segment: descriptors.next() };
-    Ok((liveness, told, Origin { socket, front, process, group, estate, quit }))
+    let mut next = || descriptors.next().context("a descriptor is missing from Start");
+    let process = next()?;
+    let liveness = LivenessPage::attach(next()?).context("can't map the liveness page")?;
+    let segment = if role == Role::First { None } else { Some(next()?) };
+    let watched = match role {
+        Role::First | Role::Successor => None,
+        Role::Standby => {
+            let page = next()?;
+            let liveness = LivenessPage::attach(page).context("can't map the other's liveness page")?;
+            Some(Watched { liveness, link: next()? })
+        }
+    };
+    let told = Told { front, tcp_address, unix_path, segment };
+    let socket = Arc::new(socket);
+    let process = Some(Arc::new(process));
+    Ok((liveness, told, Origin { socket, front, process, group, estate, quit }, watched))
 }
 
-struct Server {
+/// A data server that is ready to serve but for the segment, which another one may be serving.
+pub struct Prepared {
+    /// What all its threads see.
+    pub shared: Arc<Shared>,
+    /// Calls of the backup thread.
+    pub called: Receiver<()>,
+    /// The workers, which wait for their [`Starter`](crate::worker::Starter).
+    pub workers: Vec<WorkerHandle>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Prepared {
+    /// Prepares to serve the table.
+    ///
+    /// # Errors
+    /// When there is no memory, descriptor or thread to be had.
+    pub fn new(
+        options: &ServerOptions,
+        table: &Table,
+        liveness: LivenessPage,
+        begun: Instant,
+    ) -> anyhow::Result<Self> {
+        let workers = options.worker_count();
+        let (calls, called) = crossbeam_channel::bounded(1);
+        let shared = Arc::new(Shared {
+            name: options.name.clone(),
+            sessions: Sessions::default(),
+            table: table.backed_up(),
+            gate: Gate::new(backup::acknowledge(options.durability)),
+            calls,
+            wakes: (0..workers).map(|_| worker::wake()).collect::<Result<_, _>>()?,
+            backup_path: options.backup_path(),
+            liveness,
+            workers,
+            value_bytes_max: options.max_value.0,
+            connections: AtomicU64::new(0),
+            free_slots: Mutex::default(),
+            unsettled: AtomicU64::new(0),
+            begun,
+            segment: table.segment().clone(),
+        });
+        let started = (0..workers).map(|index| WorkerHandle::start(&shared, index));
+        let (workers, threads) = started.collect::<anyhow::Result<Vec<_>>>()?.into_iter().unzip();
+        Ok(Self { shared, called, workers, threads })
+    }
+}
+
+/// The data server, as its main thread has it.
+pub struct Server {
     shared: Arc<Shared>,
     workers: Vec<WorkerHandle>,
     threads: Vec<JoinHandle<()>>,
@@ -82,6 +158,12 @@ struct Server {
     backup: Backup,
     fronts: Fronts,
     next_worker: usize,
+    /// The link to the standby.
+    standby: Option<Arc<OwnedFd>>,
+    /// Slots of clients of the data server before, by the number of the connection, whose sockets nobody has passed yet.
+    unclaimed: HashMap<u64, SlotIndex>,
+    /// Sockets of that time may still be passed.
+    is_restoring: bool,
 }
 
 fn begin(
@@ -92,60 +174,114 @@ fn begin(
     begun: Instant,
 ) -> anyhow::Result<Server> {
     let Started { segment, table, start, begin } = start::open(options, told)?;
-    let workers = options.worker_count();
-    segment.claim_worker(workers as u64)?;
-    segment.claim_ring(workers as u64 - 1)?;
-    let reserved = segment.header()?.connection_slots_reserved.load();
-    let (calls, called) = crossbeam_channel::bounded(1);
-    let shared = Arc::new(Shared {
-        name: options.name.clone(),
-        sessions: Sessions::default(),
-        table: table.backed_up(),
-        gate: Gate::new(backup::acknowledge(options.durability)),
-        calls,
-        wakes: (0..workers).map(|_| worker::wake()).collect::<Result<_, _>>()?,
-        backup_path: options.backup_path(),
-        liveness: liveness.clone(),
-        workers,
-        value_bytes_max: options.max_value.0,
-        connections: AtomicU64::new(0),
-        free_slots: Mutex::new((0..reserved).rev().collect()),
-        begun,
-        segment,
-    });
-    let backup = Backup::start(&shared, options.backup_path(), options.durability, begin, called)?;
-    let file = start::descriptor(&shared.segment)?;
-    let own = Own { options: options.clone(), liveness, segment: file.try_clone()?, workers };
-    let fronts = Fronts::new(own, origin, Heartbeat::start(&shared, options.hang_timeout)?);
-    let mut threads = Vec::new();
-    let mut handles = Vec::new();
-    for index in 0..workers {
-        let (handle, thread) = WorkerHandle::start(&shared, index, fronts.socket())?;
-        handles.push(handle);
-        threads.push(thread);
+    let prepared = Prepared::new(options, &table, liveness, begun)?;
+    prepared.shared.claim()?;
+    if matches!(begin, Begin::Later) {
+        prepared.shared.inherit_clients();
     }
-    let housekeeping = Housekeeping::start(&shared)?;
-    let ready = DataMessage::Ready {
-        process: ProcessIdentity::current()?,
-        entries: shared.table.totals().entries,
-        start,
-        took_us: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
-    };
-    match control::send(fronts.socket().as_fd(), &ready, &[file.as_fd()]) {
-        // One that is gone is replaced by one that need not be told.
-        Ok(()) | Err(ControlError::Passing(_)) => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(Server { shared, workers: handles, threads, housekeeping, backup, fronts, next_worker: 0 })
+    let front = Arc::clone(&origin.socket);
+    let server = Server::new(options, prepared, origin, begin, &HashSet::new())?;
+    server.workers.iter().for_each(|worker| worker.starter().go(Arc::clone(&front)));
+    drop(segment);
+    server.say_ready(start, begun)?;
+    Ok(server)
 }
 
 impl Server {
-    fn serve(mut self) -> anyhow::Result<()> {
+    /// One whose workers may serve, or serve already. `seated` are the numbers of the clients that they have.
+    ///
+    /// # Errors
+    /// When there is no thread or descriptor to be had, or the backup file can't be used.
+    pub fn new(
+        options: &ServerOptions,
+        prepared: Prepared,
+        origin: Origin,
+        begin: Begin,
+        seated: &HashSet<u64>,
+    ) -> anyhow::Result<Self> {
+        let Prepared { shared, called, workers, threads } = prepared;
+        let is_restoring = shared.unsettled.load(Ordering::Acquire) > 0;
+        let survivors = if is_restoring { resume::survivors(&shared.segment)? } else { Vec::new() };
+        let mut free: BTreeSet<u64> =
+            (0..shared.segment.header()?.connection_slots_reserved.load()).collect();
+        for (_, index) in &survivors {
+            free.remove(index);
+        }
+        // The lowest goes first.
+        shared
+            .free_slots
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .splice(0..0, free.into_iter().rev());
+        let unclaimed =
+            survivors.into_iter().filter(|(connection, _)| !seated.contains(connection)).collect();
+        let backup = Backup::start(&shared, options.backup_path(), options.durability, begin, called)?;
+        let segment = start::descriptor(&shared.segment)?;
+        let own = Own {
+            options: options.clone(),
+            liveness: shared.liveness.clone(),
+            segment,
+            workers: shared.workers,
+        };
+        let fronts = Fronts::new(own, origin, Heartbeat::start(&shared, options.hang_timeout)?);
+        let housekeeping = Housekeeping::start(&shared)?;
+        Ok(Self {
+            shared,
+            workers,
+            threads,
+            housekeeping,
+            backup,
+            fronts,
+            next_worker: 0,
+            standby: None,
+            unclaimed,
+            is_restoring,
+        })
+    }
+
+    /// Tells the front server, should there be one, that it serves.
+    ///
+    /// # Errors
+    /// When `/proc` can't be read, or no descriptors are left.
+    pub fn say_ready(&self, start: StartKind, begun: Instant) -> anyhow::Result<()> {
+        let ready = DataMessage::Ready {
+            process: ProcessIdentity::current()?,
+            entries: self.shared.table.totals().entries,
+            start,
+            took_us: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+        };
+        let file = start::descriptor(&self.shared.segment)?;
+        match control::send(self.fronts.socket().as_fd(), &ready, &[file.as_fd()]) {
+            // One that is gone is replaced by one that need not be told.
+            Ok(()) | Err(ControlError::Passing(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Tells the front server whose sockets this data server has.
+    pub fn say_holds(&self, seated: &HashSet<u64>) {
+        let numbers: Vec<u64> = seated.iter().copied().collect();
+        for connections in numbers.chunks(HOLDS_MAX) {
+            self.fronts.tell(&DataMessage::Holds { connections: connections.to_vec() });
+        }
+    }
+}
+
+impl Server {
+    /// Serves until told to stop.
+    ///
+    /// # Errors
+    /// A worker panicked.
+    pub fn serve(mut self) -> anyhow::Result<()> {
         loop {
             match self.fronts.hear() {
                 Some((FrontMessage::Stop, _)) => return self.stop(),
                 Some((message, sockets)) => self.obey(message, sockets),
-                None if self.fronts.replace() => self.introduce_clients(),
+                None if self.fronts.replace() => {
+                    self.introduce_clients();
+                    // It knows nobody whom this data server doesn't.
+                    self.settle();
+                }
                 None => {
                     log::info!("ending");
                     self.fronts.remove_socket_files();
@@ -158,6 +294,13 @@ impl Server {
     fn obey(&mut self, message: FrontMessage, sockets: Vec<OwnedFd>) {
         match message {
             FrontMessage::Adopt { connections } => self.adopt(connections, sockets),
+            FrontMessage::Restored => self.settle(),
+            FrontMessage::Introduce => self.introduce_clients(),
+            FrontMessage::Standby { process } => self.welcome(process, sockets),
+            FrontMessage::NoStandby => self.dismiss_standby(),
+            FrontMessage::Watching { front, group } => {
+                self.fronts.know(front, group, sockets.into_iter().next());
+            }
             FrontMessage::Stats { ticket } => {
                 let statistics = self.shared.statistics();
                 self.fronts.tell(&DataMessage::Stats { ticket, statistics });
@@ -170,7 +313,34 @@ impl Server {
     /// Lets every worker give the new front server duplicates of its clients' sockets.
     fn introduce_clients(&self) {
         for worker in &self.workers {
-            worker.send(Command::Introduce { front: self.fronts.socket() });
+            worker.send(Command::IntroduceToFront { socket: self.fronts.socket() });
+        }
+    }
+
+    /// From now on a standby is told of all clients.
+    fn welcome(&mut self, process: ProcessIdentity, descriptors: Vec<OwnedFd>) {
+        let Some(peer) = StandbyPeer::new(process, descriptors) else {
+            log::error!("the standby {process} can't be told of clients: its liveness page can't be mapped");
+            return;
+        };
+        let link = Arc::clone(&peer.link);
+        let active = DataMessage::Active { workers: u32::try_from(self.workers.len()).unwrap_or(u32::MAX) };
+        if let Err(error) = control::send(link.as_fd(), &active, &[]) {
+            log::debug!("can't tell standby {process}: {error}");
+            return;
+        }
+        self.fronts.set_standby(Some(peer));
+        for worker in &self.workers {
+            worker.send(Command::IntroduceToStandby { socket: Arc::clone(&link) });
+        }
+        self.standby = Some(link);
+    }
+
+    fn dismiss_standby(&mut self) {
+        self.fronts.set_standby(None);
+        self.standby = None;
+        if let Ok(header) = self.shared.segment.header() {
+            self.shared.segment.memory().store(&header.standby_process[0], 0);
         }
     }
 
@@ -179,16 +349,54 @@ impl Server {
         if connections.len() != sockets.len() {
             log::error!("{} clients came with {} sockets", connections.len(), sockets.len());
         }
+        let mut clients = Vec::with_capacity(sockets.len());
         for (adopted, socket) in connections.into_iter().zip(sockets) {
-            match self.claim_slot() {
-                Some(index) => {
-                    self.shared.connections.fetch_add(1, Ordering::Relaxed);
-                    let worker = &self.workers[self.next_worker];
-                    worker.send(Command::Adopt { index, adopted, socket });
-                    self.next_worker = (self.next_worker + 1) % self.workers.len();
-                }
+            let known = self.unclaimed.remove(&adopted.connection);
+            match known.or_else(|| self.claim_slot()) {
+                Some(index) => clients.push(Seated { index, adopted, socket }),
                 None => self.refuse(adopted, &socket),
             }
+        }
+        self.seat(clients, !self.is_restoring);
+    }
+
+    /// Tells the standby of clients, then gives each to a worker: nobody is served who is lost with this process and the front
+    /// server.
+    fn seat(&mut self, clients: Vec<Seated>, is_new: bool) {
+        if let Some(link) = &self.standby {
+            let connections = clients.iter().map(Seated::seat).collect();
+            let introduced = DataMessage::Introduce { connections, last: false };
+            let sockets: Vec<BorrowedFd<'_>> = clients.iter().map(|client| client.socket.as_fd()).collect();
+            if let Err(error) = control::send(link.as_fd(), &introduced, &sockets) {
+                log::debug!("the standby takes no more clients: {error}");
+                // It ends, for it isn't told any longer, and the front server launches another.
+                self.dismiss_standby();
+            }
+        }
+        for client in clients {
+            self.shared.connections.fetch_add(1, Ordering::Relaxed);
+            self.workers[self.next_worker].send(Command::Adopt { client, is_new });
+            self.next_worker = (self.next_worker + 1) % self.workers.len();
+        }
+    }
+
+    /// Takes up a client of the data server before that a standby was told of late.
+    pub fn seat_late(&mut self, client: Seated) {
+        self.unclaimed.remove(&client.adopted.connection);
+        self.seat(vec![client], false);
+    }
+
+    /// Clients of the data server before that nobody has passed by now are gone.
+    fn settle(&mut self) {
+        if !std::mem::take(&mut self.is_restoring) {
+            return;
+        }
+        for (connection, index) in self.unclaimed.drain() {
+            log::debug!("connection {connection} is gone with those who had its socket");
+            self.workers[0].send(Command::Release { index });
+        }
+        for worker in &self.workers {
+            worker.send(Command::Settle);
         }
     }
 
@@ -237,7 +445,10 @@ impl Server {
     }
 
     /// Lets every worker finish what it serves, and ends.
-    fn stop(self) -> anyhow::Result<()> {
+    fn stop(mut self) -> anyhow::Result<()> {
+        // It would take over, when this process ends.
+        self.fronts.end_standby();
+        self.dismiss_standby();
         for worker in &self.workers {
             worker.send(Command::Stop);
         }

@@ -7,6 +7,9 @@
 //! | [`watch_front`] | the front server's death, and the next one in its place |
 //! | [`heartbeat`] | beats while all workers get on; notices a front server that hangs |
 //! | [`worker`] | one thread of the fixed pool: its epoll, its clients |
+//! | [`standby`] | waiting for the death of the data server that serves, and taking over |
+//! | [`bench`] | where clients sit before they are served |
+//! | [`keeper`] | who keeps duplicates of the clients' sockets |
 //! | [`client`] | a client's socket and its connection |
 //! | [`load`] | from the backup file to a new segment, on all cores |
 //! | [`backup`] | the thread that keeps the backup file |
@@ -17,12 +20,15 @@
 #![deny(unsafe_code)]
 
 mod backup;
+mod bench;
 mod client;
 mod control;
 mod heartbeat;
 mod housekeeping;
+mod keeper;
 mod load;
 mod shared;
+mod standby;
 mod start;
 mod watch_front;
 mod worker;

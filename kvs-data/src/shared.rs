@@ -16,8 +16,9 @@ use kvs_core::connection::usage::Usage;
 use kvs_core::control::StatisticOwned;
 use kvs_core::instance::InstanceName;
 use kvs_core::liveness::LivenessPage;
+use kvs_core::recover;
 use kvs_core::segment::layout::WorkerSlot;
-use kvs_core::segment::{Segment, text_of};
+use kvs_core::segment::{Segment, SegmentError, text_of};
 use kvs_core::session::Sessions;
 use kvs_core::sys::process::open_descriptors;
 use kvs_core::table::Table;
@@ -50,6 +51,8 @@ pub struct Shared {
     pub connections: AtomicU64,
     /// Connection slots that were used and are free.
     pub free_slots: Mutex<Vec<SlotIndex>>,
+    /// Workers that may not have taken up all clients of the data server before.
+    pub unsettled: AtomicU64,
     /// When this process began.
     pub begun: Instant,
 }
@@ -90,9 +93,42 @@ impl Shared {
         self.worker_slots().fold(0, |sum, slot| sum.wrapping_add(slot.counters[index].load()))
     }
 
+    /// Takes the memory in the segment that the workers need.
+    ///
+    /// # Errors
+    /// When `/dev/shm` is full.
+    pub fn claim(&self) -> Result<(), SegmentError> {
+        self.segment.claim_worker(self.workers as u64)?;
+        self.segment.claim_ring(self.workers as u64 - 1)?;
+        Ok(())
+    }
+
+    /// Whoever serves from now on serves the clients of a data server that died, too. To be called before a worker begins.
+    pub fn inherit_clients(&self) {
+        self.gate.inherit(self.worker_slots().map(|slot| slot.ring_head.load()).collect());
+        self.unsettled.store(self.workers as u64, Ordering::Release);
+    }
+
+    /// A worker serves all its clients of the time before this data server. After the last one, what was replaced may be freed.
+    pub fn worker_has_settled(&self) {
+        if self.unsettled.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        self.table.release_garbage();
+        // Those of the housekeeping and the backup thread have none.
+        if let Err(error) = recover::collect_garbage(&self.table, self.workers + 2) {
+            log::error!("what workers of the data server before had replaced: {error}");
+        }
+    }
+
     /// A slot that is free again, for the next connection.
     pub fn give_back_slot(&self, index: SlotIndex) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
+        self.free_slot(index);
+    }
+
+    /// A slot that is free, of a connection that was never counted.
+    pub fn free_slot(&self, index: SlotIndex) {
         self.free_slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(index);
     }
 }
@@ -103,7 +139,8 @@ impl Statistics for Shared {
         let Ok(header) = self.segment.header() else { return Vec::new() };
         let totals = self.table.totals();
         let usage = Usage::of(&self.segment).unwrap_or_default();
-        let (front, data) = (header.front_process[0].load(), header.data_process[0].load());
+        let [front, data, standby] = [&header.front_process, &header.data_process, &header.standby_process]
+            .map(|words| words[0].load());
         let descriptors = |pid: u64| {
             let count = u32::try_from(pid).ok().and_then(open_descriptors);
             count.map_or(Absent, Number)
@@ -113,7 +150,7 @@ impl Statistics for Shared {
             ("version", Text(env!("CARGO_PKG_VERSION").to_owned())),
             ("front_pid", Number(front)),
             ("data_pid", Number(data)),
-            ("standby_pid", Absent),
+            ("standby_pid", if standby == 0 { Absent } else { Number(standby) }),
             ("tcp_address", Text(text_of(&header.tcp_address))),
             ("unix_path", Text(text_of(&header.unix_path))),
             ("uptime_seconds", Number(self.begun.elapsed().as_secs())),

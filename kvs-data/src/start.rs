@@ -1,7 +1,7 @@
 //! From nothing to a segment that can be served.
 //!
-//! The front server has proven that every thread of a predecessor is dead before it starts this process, and the segment's
-//! lock keeps all others out. So what is found is nobody's any more, and is recovered: see [`kvs_core::recover`]. Killed
+//! Whoever lets this process begin has proven that every thread of a predecessor is dead, and the segment's lock keeps all
+//! others out. So what is found is nobody's any more, and is recovered: see [`kvs_core::recover`]. Killed
 //! anywhere in it, the next start does it again.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,9 +31,7 @@ pub struct Told {
     pub tcp_address: String,
     /// Where local clients connect.
     pub unix_path: String,
-    /// Whether a data server has died before.
-    pub relaunched: bool,
-    /// The segment, if a data server had it before.
+    /// The segment, if a data server had it before, whose clients live on.
     pub segment: Option<OwnedFd>,
 }
 
@@ -56,23 +54,34 @@ pub struct Started {
 /// Why it can't be had, for the operator.
 pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<Started> {
     let path = options.name.segment_path();
-    let relaunched = told.segment.is_some();
-    let there = match told.segment {
-        Some(file) => Some(Segment::attach(&path, file)?),
-        None => Segment::open(&path)?,
+    let started = match told.segment {
+        Some(file) => {
+            let segment = Segment::attach(&path, file)?;
+            let table = Table::new(&segment)?;
+            take_over(&table, &options.name)?;
+            // The data server that died a moment ago may still have the file locked: clients don't wait for that.
+            Started { segment, table, start: StartKind::Attached, begin: Begin::Later }
+        }
+        None => match Segment::open(&path)? {
+            Some(segment) => attach(options, segment)?,
+            None => load_or_create(options, &path)?,
+        },
     };
-    let started = match there {
-        Some(segment) => attach(options, segment, relaunched)?,
-        None => load_or_create(options, &path)?,
-    };
-    introduce(&started.segment, options, &told.front, (&told.tcp_address, &told.unix_path), told.relaunched)?;
+    let relaunched = matches!(started.begin, Begin::Later);
+    introduce(
+        &started.segment,
+        options,
+        Some(&told.front),
+        (&told.tcp_address, &told.unix_path),
+        relaunched,
+    )?;
     Ok(started)
 }
 
-/// Takes up the segment that another data server has served.
-fn attach(options: &ServerOptions, segment: Segment, relaunched: bool) -> anyhow::Result<Started> {
+/// Takes up the segment of a store of which no process is left.
+fn attach(options: &ServerOptions, segment: Segment) -> anyhow::Result<Started> {
     let table = Table::new(&segment)?;
-    recover(&table, &options.name)?;
+    explain(recover::recover(&table), &options.name)?;
     let capacity = segment.regions().capacity_bytes;
     if options.capacity.is_some_and(|wanted| wanted.0 / EXTENT_BYTES * EXTENT_BYTES != capacity) {
         log::warn!(
@@ -81,8 +90,7 @@ fn attach(options: &ServerOptions, segment: Segment, relaunched: bool) -> anyhow
             ByteSize(capacity)
         );
     }
-    // A data server that died a moment ago may still have the file locked: clients don't wait for that.
-    let begin = if relaunched { Begin::Later } else { Begin::With(open_file(&options.backup_path())?) };
+    let begin = Begin::With(open_file(&options.backup_path())?);
     Ok(Started { segment, table, start: StartKind::Attached, begin })
 }
 
@@ -115,9 +123,16 @@ fn make_directory(backup: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// Recovers what a dead data server left; see [`kvs_core::recover`].
-fn recover(table: &Table, name: &InstanceName) -> anyhow::Result<()> {
-    match recover::recover(table) {
+/// Recovers what a dead data server left whose clients live on; see [`kvs_core::recover`].
+///
+/// # Errors
+/// Why the segment can't be served, for the operator.
+pub fn take_over(table: &Table, name: &InstanceName) -> anyhow::Result<()> {
+    explain(recover::take_over(table).map(|_| ()), name)
+}
+
+fn explain(recovered: Result<(), RecoverError>, name: &InstanceName) -> anyhow::Result<()> {
+    match recovered {
         Err(error @ RecoverError::DamagedLog { .. }) => bail!(
             "{error}; `kvs-tools check --name {name}` tells more, `kvs-tools purge --name {name}` gives it up"
         ),
@@ -125,18 +140,23 @@ fn recover(table: &Table, name: &InstanceName) -> anyhow::Result<()> {
     }
 }
 
-/// Writes down who serves the segment now, and where.
-fn introduce(
+/// Writes down who serves the segment now, and where; and the front server, unless it has done so itself.
+///
+/// # Errors
+/// When `/proc` can't be read.
+pub fn introduce(
     segment: &Segment,
     options: &ServerOptions,
-    front: &ProcessIdentity,
+    front: Option<&ProcessIdentity>,
     (tcp_address, unix_path): (&str, &str),
     relaunched: bool,
 ) -> anyhow::Result<()> {
     let (header, memory) = (segment.header()?, segment.memory());
     let own = ProcessIdentity::current().context("can't learn my own start time")?;
     memory.store(&header.clean, 0);
-    for (words, process) in [(&header.data_process, &own), (&header.front_process, front)] {
+    memory.store(&header.standby_process[0], 0);
+    let data = std::iter::once((&header.data_process, &own));
+    for (words, process) in data.chain(front.map(|front| (&header.front_process, front))) {
         memory.store(&words[0], u64::from(process.pid));
         memory.store(&words[1], process.start_time);
     }

@@ -58,6 +58,11 @@ impl QuitSignal {
         Ok(Self(caught))
     }
 
+    /// Where it is seen to have come.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     fn take(&self) {
         // How often it was sent makes no difference.
         while rustix::io::read(&self.0, &mut [0u8; 64][..]).is_ok_and(|count| count > 0) {}
@@ -91,11 +96,11 @@ fn wait_for(descriptors: [BorrowedFd<'_>; 2], pause: Option<Duration>) -> [bool;
 /// What the data server starts with, besides the segment: whose it is, and what goes to the next front server.
 pub struct Origin {
     /// The socket to the front server.
-    pub socket: OwnedFd,
+    pub socket: Arc<OwnedFd>,
     /// The front server.
     pub front: ProcessIdentity,
-    /// Its process.
-    pub process: OwnedFd,
+    /// Its process; None while it has not told.
+    pub process: Option<Arc<OwnedFd>>,
     /// Its process group.
     pub group: u32,
     /// What it leaves.
@@ -108,7 +113,8 @@ pub struct Origin {
 struct FrontServer {
     pid: u32,
     socket: Arc<OwnedFd>,
-    process: Arc<OwnedFd>,
+    /// None of one that has ended, for sure, when its socket did: nobody else has that.
+    process: Option<Arc<OwnedFd>>,
     /// To be reaped, when this process has launched it.
     child: Option<Child>,
 }
@@ -139,14 +145,44 @@ pub struct Fronts {
     quit: QuitSignal,
     heartbeat: Heartbeat,
     pace: Pace,
+    standby: Option<StandbyPeer>,
+}
+
+/// The standby, as the data server that serves knows it.
+pub struct StandbyPeer {
+    identity: ProcessIdentity,
+    /// The link to it.
+    pub link: Arc<OwnedFd>,
+    process: OwnedFd,
+    liveness: LivenessPage,
+}
+
+impl StandbyPeer {
+    /// Takes it out of a message; None when its liveness page can't be mapped.
+    pub fn new(identity: ProcessIdentity, descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut descriptors = descriptors.into_iter();
+        let (link, process) = (Arc::new(descriptors.next()?), descriptors.next()?);
+        Some(Self { identity, link, process, liveness: LivenessPage::attach(descriptors.next()?).ok()? })
+    }
+
+    /// Makes a socket between it and the next front server, and gives it its end.
+    fn connect(&self) -> anyhow::Result<OwnedFd> {
+        let (theirs, its) = pair()?;
+        control::send(self.link.as_fd(), &DataMessage::NewFront, &[its.as_fd()])?;
+        Ok(theirs)
+    }
+}
+
+fn pair() -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .context("can't make a socket to the front server")
 }
 
 impl Fronts {
     /// The front server that launched this process.
     pub fn new(own: Own, origin: Origin, heartbeat: Heartbeat) -> Self {
-        let process = Arc::new(origin.process);
-        heartbeat.watch(Arc::clone(&process));
-        let socket = Arc::new(origin.socket);
+        let Origin { socket, process, .. } = origin;
+        process.iter().for_each(|process| heartbeat.watch(Arc::clone(process)));
         let front = FrontServer { pid: origin.front.pid, socket, process, child: None };
         Self {
             own,
@@ -158,6 +194,31 @@ impl Fronts {
             quit: origin.quit,
             heartbeat,
             pace: Pace::new(Instant::now()),
+            standby: None,
+        }
+    }
+
+    /// The front server that another data server launched has said who it is.
+    pub fn know(&mut self, front: ProcessIdentity, group: u32, process: Option<OwnedFd>) {
+        (self.front.pid, self.group) = (front.pid, group);
+        if let Some(process) = process.map(Arc::new) {
+            self.heartbeat.watch(Arc::clone(&process));
+            self.front.process = Some(process);
+        }
+    }
+
+    /// From now on this standby goes on when the next front server is there.
+    pub fn set_standby(&mut self, standby: Option<StandbyPeer>) {
+        self.standby = standby;
+    }
+
+    /// Ends the standby, and returns when it can't take over any more.
+    pub fn end_standby(&mut self) {
+        if let Some(standby) = self.standby.take() {
+            process::kill(standby.process.as_fd());
+            if standby.liveness.await_all_dead().is_err() {
+                process::await_end(standby.process.as_fd());
+            }
         }
     }
 
@@ -208,7 +269,7 @@ impl Fronts {
             match self.launch() {
                 Ok(()) => {
                     self.pace.ready();
-                    self.heartbeat.watch(Arc::clone(&self.front.process));
+                    self.front.process.iter().for_each(|front| self.heartbeat.watch(Arc::clone(front)));
                     let took = noticed.elapsed().as_secs_f64() * 1_000.0;
                     log::info!(
                         "front server {} serves, {took:.1} ms after the death of {dead}",
@@ -235,7 +296,16 @@ impl Fronts {
 
     fn launch(&mut self) -> anyhow::Result<()> {
         let estate = self.estate.as_ref().context("the store is ending")?;
-        self.front = FrontServer::launch(&self.own, estate, self.group)?;
+        let standby = match self.standby.as_ref().map(|standby| Ok((standby.connect()?, standby))).transpose()
+        {
+            Ok(standby) => standby,
+            Err(error) => {
+                let error: anyhow::Error = error;
+                log::debug!("the standby is gone: {error:#}");
+                None
+            }
+        };
+        self.front = FrontServer::launch(&self.own, estate, self.group, standby)?;
         let taken_over = self.await_supervising();
         if taken_over.is_err() {
             self.front.fence();
@@ -269,20 +339,28 @@ impl Fronts {
 }
 
 impl FrontServer {
-    fn launch(own: &Own, estate: &Estate, group: u32) -> anyhow::Result<Self> {
+    /// Launches one. It gets the standby with a socket to it.
+    fn launch(
+        own: &Own,
+        estate: &Estate,
+        group: u32,
+        standby: Option<(OwnedFd, &StandbyPeer)>,
+    ) -> anyhow::Result<Self> {
         let path = program::find("kvs-front")?;
-        let (socket, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .context("can't make a socket to the front server")?;
+        let (socket, theirs) = pair()?;
         let inherit = DataMessage::Inherit {
             process: ProcessIdentity::current().context("can't learn my own start time")?,
             group,
             workers: u32::try_from(own.workers).unwrap_or(u32::MAX),
             estate: estate.mark(),
+            standby: standby.as_ref().map(|(_, standby)| standby.identity),
         };
         let process = process::own().context("can't open this process for the front server")?;
         let mut descriptors = estate.descriptors();
         descriptors.extend([own.liveness.as_fd(), process.as_fd(), own.segment.as_fd()]);
+        if let Some((socket, standby)) = &standby {
+            descriptors.extend([socket.as_fd(), standby.process.as_fd(), standby.liveness.as_fd()]);
+        }
         control::send(socket.as_fd(), &inherit, &descriptors).context("can't tell the front server")?;
         let mut child = Command::new(&path)
             .arg("--inherited")
@@ -293,7 +371,7 @@ impl FrontServer {
             .spawn()
             .with_context(|| format!("can't start {}", path.display()))?;
         let process = match process::of_child(&child) {
-            Ok(process) => Arc::new(process),
+            Ok(process) => Some(Arc::new(process)),
             Err(error) => {
                 // It is dead already, or dies now.
                 let _ = child.kill();
@@ -306,8 +384,10 @@ impl FrontServer {
 
     /// Kills it, and returns when none of its threads runs any more.
     fn fence(&mut self) {
-        process::kill(self.process.as_fd());
-        process::await_end(self.process.as_fd());
+        if let Some(process) = &self.process {
+            process::kill(process.as_fd());
+            process::await_end(process.as_fd());
+        }
         if let Some(mut child) = self.child.take() {
             // Nobody else reaps it.
             let _ = child.wait();

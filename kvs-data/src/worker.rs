@@ -3,24 +3,28 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender};
 use kvs_core::connection::context::Context;
+use kvs_core::connection::resume::{self, Holder, Lost};
 use kvs_core::connection::slot::SlotIndex;
 use kvs_core::connection::{Connection, Fatal};
-use kvs_core::control::{self, ADOPTED_MAX, Adopted, CLOSED_MAX, ClientInfo, ControlError, DataMessage};
+use kvs_core::control::{ClientInfo, Transport};
 use kvs_core::liveness::FIRST_WORKER_SLOT;
 use kvs_core::segment::layout::WorkerSlot;
-use kvs_core::sys::fd_passing::PassingError;
+use kvs_core::sys::stream_position;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::backup::is_half_full;
+use crate::bench::{Bench, Places, Seated};
 use crate::client::{Client, Fate};
+use crate::keeper::{Keeper, RETRY_PAUSE};
 use crate::shared::Shared;
 
 /// Events taken from the kernel at once.
@@ -36,10 +40,8 @@ const RINGS_MAX: u64 = 512;
 const RING_BYTES: u64 = 32 << 10;
 /// Clients looked at in one round for buffers that nobody uses, while too many are held.
 const COOLED_MAX: usize = 64;
-/// Messages with clients for a new front server in one round.
-const INTRODUCTIONS_MAX: usize = 4;
-/// Pause before the front server is told again what it had no room for.
-const RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// Clients taken up in one round that nobody has heard of since the data server before died.
+const RESUMED_MAX: usize = 256;
 /// Pause between two looks whether a replaced value is still being sent.
 const GARBAGE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -47,22 +49,32 @@ const GARBAGE_PAUSE: Duration = Duration::from_millis(50);
 pub enum Command {
     /// Serve this client.
     Adopt {
-        /// Its slot.
-        index: SlotIndex,
-        /// Who it is.
-        adopted: Adopted,
-        /// Its socket.
-        socket: OwnedFd,
+        /// It.
+        client: Seated,
+        /// Nobody has served it before.
+        is_new: bool,
     },
+    /// Free this slot, of a client whose socket nobody has kept.
+    Release {
+        /// The slot.
+        index: SlotIndex,
+    },
+    /// All clients of the data server that died have been given to somebody.
+    Settle,
     /// Say who is connected.
     Clients {
         /// To whom.
         reply: Sender<Vec<ClientInfo>>,
     },
     /// Another front server is there; it gets duplicates of all clients' sockets.
-    Introduce {
+    IntroduceToFront {
         /// The socket to it.
-        front: Arc<OwnedFd>,
+        socket: Arc<OwnedFd>,
+    },
+    /// A standby is there; likewise.
+    IntroduceToStandby {
+        /// The link to it.
+        socket: Arc<OwnedFd>,
     },
     /// Finish and end.
     Stop,
@@ -71,7 +83,22 @@ pub enum Command {
 /// The main thread's end of a worker.
 pub struct WorkerHandle {
     commands: Sender<Command>,
+    starter: Starter,
     wake: Arc<OwnedFd>,
+    /// Where clients sit until it begins.
+    pub bench: Arc<Bench>,
+}
+
+/// Lets a worker begin.
+#[derive(Clone)]
+pub struct Starter(Sender<Arc<OwnedFd>>);
+
+impl Starter {
+    /// Lets it begin, in a segment that is recovered. `front` is the socket to the front server.
+    pub fn go(&self, front: Arc<OwnedFd>) {
+        // It is told once, and its thread lives.
+        let _ = self.0.send(front);
+    }
 }
 
 /// What wakes a worker.
@@ -84,30 +111,40 @@ pub fn wake() -> anyhow::Result<Arc<OwnedFd>> {
 }
 
 impl WorkerHandle {
-    /// Starts worker `index`.
+    /// Starts worker `index`, which waits for its [`Starter`].
     ///
     /// # Errors
     /// When there is no memory, descriptor or thread to be had.
-    pub fn start(
-        shared: &Arc<Shared>,
-        index: usize,
-        front: Arc<OwnedFd>,
-    ) -> anyhow::Result<(Self, JoinHandle<()>)> {
+    pub fn start(shared: &Arc<Shared>, index: usize) -> anyhow::Result<(Self, JoinHandle<()>)> {
         let (commands, inbox) = crossbeam_channel::unbounded();
+        let (go, gone) = crossbeam_channel::bounded::<Arc<OwnedFd>>(1);
         let wake = Arc::clone(&shared.wakes[index]);
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't make an epoll")?;
-        epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-        let offset = shared.segment.claim_worker(index as u64)?;
-        let (shared, thread_wake) = (Arc::clone(shared), Arc::clone(&wake));
+        let bench = Arc::new(Bench::new()?);
+        epoll::add(&bench.epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        let (shared, thread_wake, thread_bench) = (Arc::clone(shared), Arc::clone(&wake), Arc::clone(&bench));
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let Ok(_alive) = shared.liveness.claim(FIRST_WORKER_SLOT + index) else { std::process::abort() };
-            let Ok(slot) = shared.segment.memory().object(offset) else { std::process::abort() };
-            if let Err(fatal) = Worker::new(&shared, (slot, index), epoll, thread_wake, inbox, front).run() {
+            // A standby that is let go has no main thread any more.
+            let Ok(front) = gone.recv() else { return };
+            let Ok(slot) = shared.segment.memory().object(shared.segment.regions().worker(index as u64))
+            else {
+                std::process::abort()
+            };
+            let worker = Worker::new(&shared, (slot, index), &thread_bench, thread_wake, inbox, front);
+            if let Err(fatal) = worker.run() {
                 log::error!("worker {index}: {fatal}; ending, the next data server recovers");
                 std::process::abort();
             }
         });
-        Ok((Self { commands, wake }, thread.context("can't start a worker thread")?))
+        Ok((
+            Self { commands, starter: Starter(go), wake, bench },
+            thread.context("can't start a worker thread")?,
+        ))
+    }
+
+    /// What lets it begin.
+    pub fn starter(&self) -> Starter {
+        self.starter.clone()
     }
 
     /// Tells the worker something.
@@ -144,21 +181,22 @@ struct Worker<'s> {
     held: VecDeque<(u64, usize)>,
     /// Those who have a change for which the backup ring had no room, by number and place. Likewise.
     parked: VecDeque<(u64, usize)>,
-    epoll: OwnedFd,
+    /// Those whose answers a data server gave that died, before they were on disk; by number and place.
+    held_back: Vec<(u64, usize)>,
+    epoll: Arc<OwnedFd>,
     wake: Arc<OwnedFd>,
     inbox: Receiver<Command>,
-    /// The socket to the front server.
-    front: Arc<OwnedFd>,
-    /// Clients in places from here on are still to be introduced to it.
-    strangers_from: Option<usize>,
-    /// When the next of them are.
-    introduce_at: Instant,
+    front: Keeper,
+    standby: Option<Keeper>,
     clients: Vec<Option<Client<'s>>>,
-    free: Vec<usize>,
+    /// Those who are not served yet, by their place.
+    places: Places,
+    /// Those in places from here on haven't been looked at since the data server before died.
+    unseen_from: Option<usize>,
+    /// All clients of that time have been given to somebody.
+    settles: bool,
     /// Those who were told why they can't be served, with the time of their end, in its order. Likewise.
     lingering: VecDeque<(Instant, usize)>,
-    /// Closed, and the front server doesn't know yet.
-    closed: Vec<u64>,
     /// The place that is looked at next for buffers nobody uses.
     hand: usize,
     stop_at: Option<Instant>,
@@ -168,7 +206,7 @@ impl<'s> Worker<'s> {
     fn new(
         shared: &'s Shared,
         (slot, index): (&'s WorkerSlot, usize),
-        epoll: OwnedFd,
+        bench: &Bench,
         wake: Arc<OwnedFd>,
         inbox: Receiver<Command>,
         front: Arc<OwnedFd>,
@@ -176,24 +214,34 @@ impl<'s> Worker<'s> {
         let capacity = shared.segment.regions().capacity_bytes;
         let rings_max = (capacity / RINGS_SHARE / RING_BYTES / shared.workers as u64).clamp(2, RINGS_MAX);
         let context = Context::new(&shared.table, slot, shared, shared.value_bytes_max, rings_max);
+        let places = bench.clear();
+        let context = context.behind(&shared.gate, index).with_sessions(&shared.sessions);
+        let context = match context.counting() {
+            Ok(context) => context,
+            Err(error) => {
+                log::error!("can't map worker {index}'s slot: {error}; ending");
+                std::process::abort();
+            }
+        };
         Self {
             shared,
             slot,
             index,
-            context: context.behind(&shared.gate, index).with_sessions(&shared.sessions),
+            context,
             ring_head: slot.ring_head.load(),
             held: VecDeque::new(),
             parked: VecDeque::new(),
-            epoll,
+            held_back: Vec::new(),
+            epoll: Arc::clone(&bench.epoll),
             wake,
             inbox,
-            front,
-            strangers_from: None,
-            introduce_at: Instant::now(),
-            clients: Vec::new(),
-            free: Vec::new(),
+            front: Keeper::informed(front),
+            standby: None,
+            clients: places.seats.iter().map(|_| None).collect(),
+            unseen_from: Some(0),
+            places,
+            settles: false,
             lingering: VecDeque::new(),
-            closed: Vec::new(),
             hand: 0,
             stop_at: None,
         }
@@ -227,14 +275,14 @@ impl<'s> Worker<'s> {
             if woken {
                 self.obey()?;
             }
+            self.resume_some()?;
             self.call_backup();
             self.serve_waiting()?;
             // Values that were replaced while they were sent.
             self.shared.table.collect_garbage(self.slot)?;
             self.end_lingering()?;
             self.cool()?;
-            self.introduce();
-            self.tell_closed();
+            self.tell_keepers();
             self.set_turn(self.slot.turn.load().wrapping_add(1));
         }
     }
@@ -262,10 +310,12 @@ impl<'s> Worker<'s> {
     fn timeout(&self) -> Option<rustix::event::Timespec> {
         let lingering = self.lingering.front().map(|&(until, _)| until).into_iter();
         let garbage = (self.slot.garbage.load() != 0).then_some(GARBAGE_PAUSE);
-        let untold = (!self.closed.is_empty()).then_some(RETRY_PAUSE);
-        let introduction = self.strangers_from.map(|_| self.introduce_at);
-        let retries = garbage.into_iter().chain(untold).map(|pause| Instant::now() + pause);
-        let next = lingering.chain(self.stop_at).chain(retries).chain(introduction).min()?;
+        let unseen = self.unseen_from.map(|_| Duration::ZERO);
+        let held_back = (!self.held_back.is_empty()).then_some(RETRY_PAUSE);
+        let pauses = garbage.into_iter().chain(unseen).chain(held_back);
+        let retries = pauses.map(|pause| Instant::now() + pause);
+        let keepers = self.front.due().into_iter().chain(self.standby.as_ref().and_then(Keeper::due));
+        let next = lingering.chain(self.stop_at).chain(retries).chain(keepers).min()?;
         let pause = next.saturating_duration_since(Instant::now());
         Some(rustix::event::Timespec {
             tv_sec: pause.as_secs().try_into().unwrap_or(0),
@@ -280,47 +330,136 @@ impl<'s> Worker<'s> {
         let _ = rustix::io::read(&self.wake, &mut count);
         while let Ok(command) = self.inbox.try_recv() {
             match command {
-                Command::Adopt { index, adopted, socket } => self.adopt(index, adopted, socket)?,
+                Command::Adopt { client, is_new } => self.adopt(client, is_new)?,
+                Command::Release { index } => {
+                    resume::give_up(&mut self.context, index)?;
+                    self.shared.free_slot(index);
+                }
+                Command::Settle => {
+                    self.settles = true;
+                    self.unseen_from.get_or_insert(self.places.seats.len());
+                }
                 Command::Clients { reply } => {
                     let clients = self.clients.iter().flatten();
                     let infos = clients.map(|client| client.connection().describe()).collect();
                     // The main thread may have stopped listening.
                     let _ = reply.send(infos);
                 }
-                Command::Introduce { front } => (self.front, self.strangers_from) = (front, Some(0)),
+                Command::IntroduceToFront { socket } => self.front = Keeper::ignorant(socket),
+                Command::IntroduceToStandby { socket } => self.standby = Some(Keeper::ignorant(socket)),
                 Command::Stop => self.stop()?,
             }
         }
         Ok(())
     }
 
-    fn adopt(&mut self, index: SlotIndex, adopted: Adopted, socket: OwnedFd) -> Result<(), Fatal> {
-        let place = self.free.pop().unwrap_or_else(|| {
+    /// Takes a client that the main thread gave.
+    fn adopt(&mut self, client: Seated, is_new: bool) -> Result<(), Fatal> {
+        let place = self.places.free.pop().unwrap_or_else(|| {
+            self.places.seats.push(None);
             self.clients.push(None);
             self.clients.len() - 1
         });
-        let watched = epoll::add(&self.epoll, &socket, EventData::new_u64(place as u64), EventFlags::IN);
-        let opened = Connection::open(&self.shared.segment, index, adopted);
-        match (watched, opened) {
-            (Ok(()), Ok(connection)) => {
-                self.clients[place] = Some(Client::new(socket, connection));
-                if self.stop_at.is_some() {
-                    self.close(place)?;
-                }
+        let watched =
+            epoll::add(&self.epoll, &client.socket, EventData::new_u64(place as u64), EventFlags::IN);
+        self.places.seats[place] = Some(client);
+        if let Err(error) = watched {
+            log::warn!("a client can't be waited for: {error}");
+            return self.give_up(place);
+        }
+        self.begin(place, is_new)?;
+        if self.stop_at.is_some() { self.close(place) } else { Ok(()) }
+    }
+
+    /// Looks at some of those of whom nothing was heard since the data server before died: answers may be unsent, or requests
+    /// received and not executed.
+    fn resume_some(&mut self) -> Result<(), Fatal> {
+        let Some(from) = self.unseen_from else { return Ok(()) };
+        let to = (from + RESUMED_MAX).min(self.places.seats.len());
+        for place in from..to {
+            if self.places.seats[place].is_some() {
+                self.begin(place, false)?;
             }
-            (watched, opened) => {
-                if let Ok(connection) = opened {
-                    connection.close(&mut self.context)?;
-                }
-                log::warn!("connection {} can't be served: {watched:?}", adopted.connection);
-                let _ = epoll::delete(&self.epoll, &socket);
-                let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
-                self.free.push(place);
-                self.shared.give_back_slot(index);
-                self.closed.push(adopted.connection);
+        }
+        self.unseen_from = Some(to);
+        if to == self.places.seats.len() {
+            self.unseen_from = None;
+            if std::mem::take(&mut self.settles) {
+                self.shared.worker_has_settled();
             }
         }
         Ok(())
+    }
+
+    /// Begins to serve the client in `place`, or goes on where the data server before stopped.
+    fn begin(&mut self, place: usize, is_new: bool) -> Result<(), Fatal> {
+        let Some(Seated { index, adopted, socket }) = &self.places.seats[place] else { return Ok(()) };
+        let (index, adopted) = (*index, *adopted);
+        let segment = &self.shared.segment;
+        let connection = match resume::holder(segment, index, adopted.connection) {
+            Holder::This => match Connection::resume(&mut self.context, index, adopted, socket.as_fd())? {
+                Ok(connection) => connection,
+                Err(lost) => {
+                    match lost {
+                        Lost::Gone => log::debug!("connection {}: {lost}", adopted.connection),
+                        lost => log::error!("connection {} is ended: {lost}", adopted.connection),
+                    }
+                    resume::give_up(&mut self.context, index)?;
+                    return self.give_up(place);
+                }
+            },
+            Holder::Free if is_new || !was_served(adopted.transport, socket.as_fd()) => {
+                let opened = Connection::open(segment, index, adopted).ok();
+                match opened.map(|mut opened| opened.count_input(socket.as_fd()).map(|()| opened)) {
+                    Some(Ok(connection)) => connection,
+                    Some(Err(error)) => {
+                        log::warn!("connection {} can't be served: {error}", adopted.connection);
+                        resume::give_up(&mut self.context, index)?;
+                        return self.give_up(place);
+                    }
+                    None => return self.give_up(place),
+                }
+            }
+            // It was closed by the data server before, which had no time to tell.
+            Holder::Free => return self.give_up(place),
+            // Likewise, and its slot has gone to another one since.
+            Holder::Another => {
+                self.forget(place, adopted.connection);
+                self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+                return Ok(());
+            }
+        };
+        let Some(Seated { socket, .. }) = self.places.seats[place].take() else { return Ok(()) };
+        let client = Client::new(socket, connection, &self.context);
+        let is_pending = client.is_pending();
+        self.clients[place] = Some(client);
+        if is_pending { self.serve_begun(place, EventFlags::empty()) } else { Ok(()) }
+    }
+
+    /// Lets a client go that can't be served; its slot is free.
+    fn give_up(&mut self, place: usize) -> Result<(), Fatal> {
+        let Some(Seated { index, adopted, socket }) = &self.places.seats[place] else { return Ok(()) };
+        let (index, connection) = (*index, adopted.connection);
+        // It may be closed already from the other side.
+        let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        self.forget(place, connection);
+        self.shared.give_back_slot(index);
+        Ok(())
+    }
+
+    /// Lets the socket in `place` go.
+    fn forget(&mut self, place: usize, connection: u64) {
+        if let Some(seated) = self.places.seats[place].take() {
+            // Other duplicates keep the socket in the epoll otherwise.
+            let _ = epoll::delete(&self.epoll, &seated.socket);
+        }
+        self.places.free.push(place);
+        self.note_closed(connection);
+    }
+
+    fn note_closed(&mut self, connection: u64) {
+        self.front.note_closed(connection);
+        self.standby.iter_mut().for_each(|standby| standby.note_closed(connection));
     }
 
     /// Calls the backup thread if something was changed and it would not come soon by itself.
@@ -337,7 +476,7 @@ impl<'s> Worker<'s> {
 
     /// Serves those on whom the backup file has come far enough.
     fn serve_waiting(&mut self) -> Result<(), Fatal> {
-        if self.held.is_empty() && self.parked.is_empty() {
+        if self.held.is_empty() && self.parked.is_empty() && self.held_back.is_empty() {
             return Ok(());
         }
         // Before looking: what moves after the look wakes this thread.
@@ -351,6 +490,13 @@ impl<'s> Worker<'s> {
             self.held.pop_front();
             if is_held(&self.clients, position, place) {
                 self.serve(place, EventFlags::empty())?;
+            }
+        }
+        if self.context.is_inheritance_synced() {
+            for (id, place) in std::mem::take(&mut self.held_back) {
+                if self.clients[place].as_ref().is_some_and(|client| client.connection().id() == id) {
+                    self.serve(place, EventFlags::empty())?;
+                }
             }
         }
         for _ in 0..self.parked.len() {
@@ -370,6 +516,7 @@ impl<'s> Worker<'s> {
     fn hold(&mut self, place: usize) {
         let Some(client) = &self.clients[place] else { return };
         match client.held_until() {
+            _ if client.is_held_back() => self.held_back.push((client.connection().id(), place)),
             Some(position) if !client.is_parked() || !self.context.is_synced(position) => {
                 self.held.push_back((position, place));
             }
@@ -382,6 +529,13 @@ impl<'s> Worker<'s> {
     }
 
     fn serve(&mut self, place: usize, happened: EventFlags) -> Result<(), Fatal> {
+        if self.places.seats.get(place).is_some_and(Option::is_some) {
+            self.begin(place, false)?;
+        }
+        self.serve_begun(place, happened)
+    }
+
+    fn serve_begun(&mut self, place: usize, happened: EventFlags) -> Result<(), Fatal> {
         let Some(client) = self.clients.get_mut(place).and_then(Option::as_mut) else { return Ok(()) };
         // Of one who isn't listened to only this is heard: it is gone.
         if client.interest().is_empty() && happened.intersects(EventFlags::ERR | EventFlags::HUP) {
@@ -420,9 +574,9 @@ impl<'s> Worker<'s> {
         let _ = epoll::delete(&self.epoll, client.as_fd());
         let (id, index) = (client.connection().id(), client.connection().index());
         client.close(&mut self.context)?;
-        self.free.push(place);
+        self.places.free.push(place);
         self.shared.give_back_slot(index);
-        self.closed.push(id);
+        self.note_closed(id);
         Ok(())
     }
 
@@ -439,55 +593,25 @@ impl<'s> Worker<'s> {
         Ok(())
     }
 
-    /// Tells the front server to let its duplicates go. When it is too busy to hear it, it is told later: clients don't
-    /// wait for it.
-    fn tell_closed(&mut self) {
-        while !self.closed.is_empty() {
-            let from = self.closed.len().saturating_sub(CLOSED_MAX);
-            let told = DataMessage::Closed { connections: self.closed[from..].to_vec() };
-            match control::try_send(self.front.as_fd(), &told, &[]) {
-                Ok(()) => self.closed.truncate(from),
-                Err(ControlError::Passing(PassingError::WouldBlock)) => return,
-                // It is gone, and its duplicates with it.
-                Err(_) => self.closed.clear(),
-            }
+    /// Tells those who keep duplicates of the sockets what they don't know yet.
+    fn tell_keepers(&mut self) {
+        let (clients, seats) = (&self.clients, &self.places.seats);
+        let places = |place: usize| match (&clients[place], &seats[place]) {
+            (Some(client), _) => Some((client.connection().seat(), client.as_fd())),
+            (None, Some(seated)) => Some((seated.seat(), seated.socket.as_fd())),
+            (None, None) => None,
+        };
+        for keeper in std::iter::once(&mut self.front).chain(&mut self.standby) {
+            keeper.introduce(places, clients.len());
+            keeper.tell_closed();
         }
-    }
-
-    /// Gives a new front server duplicates of the clients' sockets, some in each round. What it has no room for now it gets
-    /// later: clients don't wait for it.
-    fn introduce(&mut self) {
-        for _ in 0..INTRODUCTIONS_MAX {
-            let Some(from) = self.strangers_from else { return };
-            let mut rest = self.clients.iter().enumerate().skip(from);
-            let batch: Vec<(usize, &Client<'s>)> = rest
-                .by_ref()
-                .filter_map(|(place, client)| Some((place, client.as_ref()?)))
-                .take(ADOPTED_MAX)
-                .collect();
-            let last = rest.all(|(_, client)| client.is_none());
-            let next = batch.last().map_or(from, |(place, _)| place + 1);
-            let connections = batch.iter().map(|(_, client)| client.connection().adopted()).collect();
-            let sockets: Vec<BorrowedFd<'_>> = batch.iter().map(|(_, client)| client.as_fd()).collect();
-            let introduced = DataMessage::Introduce { connections, last };
-            match control::try_send(self.front.as_fd(), &introduced, &sockets) {
-                Ok(()) => self.strangers_from = (!last).then_some(next),
-                // It is gone, and the next one is told of all again.
-                Err(ControlError::Passing(PassingError::Disconnected)) => self.strangers_from = None,
-                // No room, or the kernel is short of memory just now.
-                Err(_) => {
-                    self.introduce_at = Instant::now() + RETRY_PAUSE;
-                    return;
-                }
-            }
-        }
-        self.introduce_at = Instant::now();
     }
 
     /// Executes what is there already, and gives clients a while to take their answers.
     fn stop(&mut self) -> Result<(), Fatal> {
         self.stop_at = Some(Instant::now() + FAREWELL);
         for place in 0..self.clients.len() {
+            self.begin(place, false)?;
             let Some(client) = self.clients[place].as_mut() else { continue };
             let before = client.interest();
             let fate = client.finish(&mut self.context)?;
@@ -502,9 +626,22 @@ impl<'s> Worker<'s> {
 
     fn end(mut self) -> Result<(), Fatal> {
         for place in 0..self.clients.len() {
+            self.begin(place, false)?;
             self.close(place)?;
         }
-        self.tell_closed();
+        self.tell_keepers();
         Ok(())
+    }
+}
+
+/// Whether somebody has read from the socket, or it is over: a connection of which nobody has kept anything because it was
+/// closed, unlike one that nobody has begun to serve.
+fn was_served(transport: Transport, socket: BorrowedFd<'_>) -> bool {
+    match transport {
+        Transport::Tcp => {
+            stream_position::tcp(socket).is_ok_and(|positions| positions.closed || positions.received > 0)
+        }
+        // The count begins with the connection.
+        Transport::Unix => stream_position::unix_received(socket).is_ok(),
     }
 }

@@ -1,7 +1,7 @@
 //! A duplicate of every client's socket, so that a connection doesn't end with the data server's descriptors.
 //!
 //! Invariants
-//! - A client is here before the data server hears of it, and until the data server says that it is closed.
+//! - A client is here before the data server hears of it, and until the data server says that it is closed: also while none serves.
 //! - A client that no data server has is in the queue of the waiting, in the order of arrival; no other is.
 //! - A number is never used again, not even by another front server on the same segment: numbers begin with the time since
 //!   the machine started, in microseconds, and grow by one a connection.
@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvs_core::control::Transport;
-use rustix::net::Shutdown;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Number of a connection.
@@ -134,21 +134,42 @@ impl Clients {
         }
     }
 
-    /// Ends the connections of a data server that is dead: its clients connect again. Returns how many they were.
-    pub fn end_of(&self, generation: u64) -> usize {
-        let ended: Vec<Place> = {
-            let mut table = self.table();
-            table
-                .clients
-                .extract_if(|_, place| place.owner == Some(generation))
-                .map(|(_, place)| place)
-                .collect()
-        };
-        for place in &ended {
-            // It may be closed from the other side already.
-            let _ = rustix::net::shutdown(&place.client.socket, Shutdown::Both);
+    /// The data server of this generation has these.
+    pub fn hold(&self, numbers: &[Number], generation: u64) {
+        let mut table = self.table();
+        for number in numbers {
+            if let Some(place) = table.clients.get_mut(number) {
+                place.owner = Some(generation);
+            }
         }
-        ended.len()
+    }
+
+    /// Puts all clients at the head of the queue that other data servers had than that of this generation: those are dead. Whom
+    /// something has come from stands first, for a thousand others may be silent. Returns how many they are.
+    pub fn requeue(&self, generation: u64) -> usize {
+        let mut orphans: Vec<(Number, Arc<OwnedFd>)> = {
+            let table = self.table();
+            let orphaned = |place: &Place| place.owner.is_some_and(|owner| owner != generation);
+            let orphans = table.clients.iter().filter(|(_, place)| orphaned(place));
+            orphans.map(|(number, place)| (*number, Arc::clone(&place.client.socket))).collect()
+        };
+        orphans.sort_unstable_by_key(|(number, _)| *number);
+        let mut polled: Vec<PollFd<'_>> =
+            orphans.iter().map(|(_, socket)| PollFd::new(socket, PollFlags::IN)).collect();
+        // Whatever goes wrong, it is only about the order.
+        let _ = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
+        let (first, rest): (Vec<_>, Vec<_>) =
+            orphans.iter().map(|(number, _)| *number).zip(ready).partition(|(_, ready)| *ready);
+        let mut table = self.table();
+        for (number, _) in first.iter().chain(&rest).rev() {
+            // It may have been closed meanwhile.
+            if let Some(place) = table.clients.get_mut(number) {
+                place.owner = None;
+                table.waiting.push_front(*number);
+            }
+        }
+        orphans.len()
     }
 
     /// Where TCP clients are.
@@ -166,9 +187,9 @@ impl Clients {
 
 #[cfg(test)]
 mod tests {
-    //! Goal: nobody is lost, nobody is handed over twice. Method: socket pairs whose other ends tell what became of them.
+    //! Goal: nobody is lost, nobody is handed over twice. Method: socket pairs.
 
-    use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
 
@@ -178,10 +199,6 @@ mod tests {
         let (far, near) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).expect("a pair");
         (far, clients.add(Transport::Unix, near, MOST))
-    }
-
-    fn is_open(far: &OwnedFd) -> bool {
-        recv(far, &mut [0u8; 1][..], RecvFlags::empty()) == Err(rustix::io::Errno::AGAIN)
     }
 
     fn numbers(taken: &[(Number, Client)]) -> Vec<Number> {
@@ -214,36 +231,40 @@ mod tests {
     }
 
     #[test]
-    fn clients_of_a_dead_data_server_are_ended_and_the_waiting_are_not() {
+    fn clients_of_a_dead_data_server_go_first_to_the_next_and_those_it_has_stay() {
         let clients = Clients::new();
-        let (served, _) = connect(&clients);
-        clients.take_waiting(1, 1);
-        let (other, _) = connect(&clients);
-        clients.take_waiting(1, 2);
-        let (waiting, _) = connect(&clients);
-        assert_eq!(clients.end_of(1), 1);
-        assert_eq!((is_open(&served), is_open(&other), is_open(&waiting)), (false, true, true));
-        assert_eq!(clients.count(), Count { all: 2, waiting: 1, ever: 3 });
+        let (_silent, silent) = connect(&clients);
+        let (speaking, spoke) = connect(&clients);
+        clients.take_waiting(2, 1);
+        let (_waiting, waiting) = connect(&clients);
+        rustix::net::send(&speaking, b"request", rustix::net::SendFlags::empty()).expect("open");
+        assert_eq!(clients.requeue(1), 0);
+        assert_eq!(clients.requeue(2), 2);
+        let expected = [spoke, silent, waiting].map(|added| added.expect("room"));
+        assert_eq!(numbers(&clients.take_waiting(10, 2)), expected);
+        clients.hold(&expected[..1], 3);
+        assert_eq!(clients.requeue(3), 2);
+        assert_eq!(numbers(&clients.take_waiting(10, 3)), expected[1..]);
     }
 
     #[test]
-    fn clients_introduced_count_and_end_with_their_data_server() {
+    fn clients_introduced_count_and_are_not_waiting() {
         let clients = Clients::new();
-        let (far, near) =
+        let (_far, near) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).expect("a pair");
         clients.introduce(5, Client { transport: Transport::Unix, socket: Arc::new(near) }, 1);
         assert_eq!(clients.count(), Count { all: 1, waiting: 0, ever: 0 });
         assert!(clients.take_waiting(10, 2).is_empty());
-        assert_eq!(clients.end_of(1), 1);
-        assert!(!is_open(&far));
+        assert_eq!(clients.requeue(2), 1);
+        assert_eq!(numbers(&clients.take_waiting(10, 2)), [5]);
     }
 
     #[test]
-    fn clients_ended_while_they_were_handed_over_are_not_put_back() {
+    fn clients_closed_while_they_were_handed_over_are_not_put_back() {
         let clients = Clients::new();
-        let (_far, _) = connect(&clients);
+        let (_far, number) = connect(&clients);
         let taken = clients.take_waiting(1, 1);
-        clients.end_of(1);
+        clients.remove(&[number.expect("room")]);
         clients.put_back(&taken);
         assert_eq!(clients.count(), Count { all: 0, waiting: 0, ever: 1 });
     }

@@ -15,18 +15,20 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use anyhow::Context as _;
-use kvs_core::control::{self, ControlError, DataMessage, FrontMessage};
+use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Role, Seat};
 use kvs_core::liveness::{LivenessPage, MAIN_SLOT};
+use kvs_core::sys::process::ProcessIdentity;
 use kvs_front::{process, program};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 
 use crate::clients::Client;
 use crate::front::{Event, Front};
 use crate::heart::own_identity;
-use crate::inherit::Inherited;
+use crate::inherit::InheritedServer;
 use crate::link::SEND_PATIENCE;
 
 /// A data server that was launched or inherited.
@@ -41,14 +43,25 @@ pub struct DataServer {
     pub socket: Arc<OwnedFd>,
     process: Arc<OwnedFd>,
     liveness: LivenessPage,
+    strangers: Arc<AtomicU32>,
+}
+
+/// What a data server is launched for, with what it needs for that.
+pub enum Purpose<'a> {
+    /// To be the first.
+    First,
+    /// To take the place of one that died, with the segment that it had.
+    Succeed(&'a OwnedFd),
+    /// To stand by for the one that serves, whose segment this is.
+    StandBy(&'a OwnedFd, &'a DataServer),
 }
 
 impl DataServer {
-    /// Launches a data server, with the segment that its predecessor had, and tells it to start.
+    /// Launches a data server, and tells it what for.
     ///
     /// # Errors
     /// Why none could be launched; none is left running then.
-    pub fn launch(front: &Arc<Front>, generation: u64, segment: Option<&OwnedFd>) -> anyhow::Result<Self> {
+    pub fn launch(front: &Arc<Front>, generation: u64, purpose: &Purpose<'_>) -> anyhow::Result<Self> {
         let launched = Instant::now();
         let path = program::find("kvs-data")?;
         let (own, theirs) =
@@ -56,34 +69,57 @@ impl DataServer {
                 .context("can't make a socket to the data server")?;
         limit_sends(&own)?;
         let liveness = LivenessPage::create().context("can't make the liveness page")?;
-        tell_start(front, &own, &liveness, segment)?;
+        let link = match purpose {
+            Purpose::StandBy(..) => Some(link().context("can't make a link to the standby")?),
+            _ => None,
+        };
+        tell_start(front, &own, &liveness, (purpose, link.as_ref().map(|(_, its)| its)))?;
         let mut child = spawn(&path, front, theirs)?;
         // Nobody reaps it before the receiving thread has it: the pid is its own.
         let process = process::of_child(&child).inspect_err(|_| end_unwatched(&mut child));
         let process = Arc::new(process.context("can't watch the data server's process")?);
-        let server = Self { generation, pid: child.id(), launched, socket: Arc::new(own), process, liveness };
-        server.receive(front, Receiver { end: End::OfChild(child), strangers: 0 })?;
+        let pid = child.id();
+        let identity = ProcessIdentity::of(pid);
+        let strangers = Arc::new(AtomicU32::new(0));
+        let server = Self { generation, pid, launched, socket: Arc::new(own), process, liveness, strangers };
+        server.receive(front, End::OfChild(child))?;
+        if let (Purpose::StandBy(_, active), Some((its, _))) = (purpose, link) {
+            let standby =
+                FrontMessage::Standby { process: identity.context("can't learn the standby's start time")? };
+            let descriptors = [its.as_fd(), server.process.as_fd(), server.liveness.as_fd()];
+            let told = control::send(active.socket.as_fd(), &standby, &descriptors);
+            told.inspect_err(|_| server.kill()).context("can't tell the data server of its standby")?;
+        }
         Ok(server)
     }
 
-    /// Goes on with the data server that launched this front server.
+    /// Goes on with the data server that launched this front server, or with the standby of that one.
     ///
     /// # Errors
     /// When it can't be listened to.
-    pub fn inherit(front: &Arc<Front>, generation: u64, inherited: Inherited) -> anyhow::Result<Self> {
-        let Inherited { socket, process, liveness, data, workers, .. } = inherited;
+    pub fn inherit(front: &Arc<Front>, generation: u64, inherited: InheritedServer) -> anyhow::Result<Self> {
+        let InheritedServer { socket, process, liveness, identity, strangers } = inherited;
         limit_sends(&socket)?;
         let server = Self {
             generation,
-            pid: data.pid,
+            pid: identity.pid,
             launched: Instant::now(),
             socket: Arc::new(socket),
             process: Arc::new(process),
             liveness,
+            strangers: Arc::new(AtomicU32::new(strangers)),
         };
-        let end = End::OfAnother(Arc::clone(&server.process));
-        server.receive(front, Receiver { end, strangers: workers })?;
+        server.receive(front, End::OfAnother(Arc::clone(&server.process)))?;
         Ok(server)
+    }
+
+    /// Asks it to introduce all its clients.
+    ///
+    /// # Errors
+    /// It is dead, or takes nothing.
+    pub fn ask_for_clients(&self, workers: usize) -> Result<(), ControlError> {
+        self.strangers.store(u32::try_from(workers).unwrap_or(u32::MAX), Ordering::Release);
+        self.tell(&FrontMessage::Introduce)
     }
 
     /// The process, to be killed when nobody is left to ask.
@@ -92,7 +128,8 @@ impl DataServer {
     }
 
     /// Starts the thread that receives.
-    fn receive(&self, front: &Arc<Front>, receiver: Receiver) -> anyhow::Result<()> {
+    fn receive(&self, front: &Arc<Front>, end: End) -> anyhow::Result<()> {
+        let receiver = Receiver { end, strangers: Arc::clone(&self.strangers) };
         let (front, socket, generation) = (Arc::clone(front), Arc::clone(&self.socket), self.generation);
         let receiving = std::thread::Builder::new()
             .name("receive-data".into())
@@ -123,6 +160,18 @@ impl DataServer {
     /// It is dead, or takes nothing.
     pub fn tell(&self, message: &FrontMessage) -> Result<(), ControlError> {
         control::send(self.socket.as_fd(), message, &[])
+    }
+
+    /// Tells a standby that another front server launched who watches it now.
+    ///
+    /// # Errors
+    /// It is dead, or takes nothing; or no descriptors are left.
+    pub fn introduce_itself(&self, watching: &FrontMessage) -> anyhow::Result<()> {
+        let own = process::own().context("can't open this process for the standby")?;
+        if let Err(error) = control::send(self.socket.as_fd(), watching, &[own.as_fd()]) {
+            log::debug!("can't tell standby {}: {error}", self.pid);
+        }
+        Ok(())
     }
 
     /// Kills it.
@@ -163,11 +212,18 @@ fn end_unwatched(child: &mut Child) {
     let _ = child.wait();
 }
 
+/// A link between the data server that serves and its standby. A standby that takes nothing from it delays nobody for long.
+fn link() -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    let (its, standbys) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    limit_sends(&its)?;
+    Ok((its, standbys))
+}
+
 fn tell_start(
     front: &Front,
     socket: &OwnedFd,
     liveness: &LivenessPage,
-    segment: Option<&OwnedFd>,
+    (purpose, link): (&Purpose<'_>, Option<&OwnedFd>),
 ) -> anyhow::Result<()> {
     let estate = front.estate()?;
     let start = FrontMessage::Start {
@@ -175,13 +231,22 @@ fn tell_start(
         group: rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs(),
         tcp_address: front.tcp_address.to_string(),
         unix_path: front.unix_path.display().to_string(),
-        relaunched: segment.is_some(),
+        role: match purpose {
+            Purpose::First => Role::First,
+            Purpose::Succeed(_) => Role::Successor,
+            Purpose::StandBy(..) => Role::Standby,
+        },
         estate: estate.mark(),
     };
     let own = process::own().context("can't open this process for the data server")?;
     let mut descriptors = estate.descriptors();
     descriptors.extend([own.as_fd(), liveness.as_fd()]);
-    descriptors.extend(segment.map(AsFd::as_fd));
+    match purpose {
+        Purpose::First => {}
+        Purpose::Succeed(segment) => descriptors.push(segment.as_fd()),
+        Purpose::StandBy(segment, active) => descriptors.extend([segment.as_fd(), active.liveness.as_fd()]),
+    }
+    descriptors.extend(link.map(AsFd::as_fd));
     control::send(socket.as_fd(), &start, &descriptors).context("can't tell the data server to start")
 }
 
@@ -209,25 +274,25 @@ impl End {
 struct Receiver {
     end: End,
     /// Workers of it that have not introduced all their clients yet.
-    strangers: u32,
+    strangers: Arc<AtomicU32>,
 }
 
 impl Receiver {
-    fn run(mut self, front: &Front, socket: BorrowedFd<'_>, generation: u64) {
+    fn run(self, front: &Front, socket: BorrowedFd<'_>, generation: u64) {
         loop {
             match control::receive::<DataMessage>(socket) {
                 Ok(Some((message, descriptors))) => self.take(front, generation, message, descriptors),
                 Ok(None) => break,
                 // The data server is none the worse for it, and launches another front server.
-                Err(error) if self.strangers > 0 => _ = front.events.send(Event::Unable(error.to_string())),
+                Err(error) if self.strangers.load(Ordering::Acquire) > 0 => {
+                    _ = front.events.send(Event::Unable(error.to_string()))
+                }
                 Err(error) => {
                     log::error!("data server: {error}");
                     break;
                 }
             }
         }
-        // Those it introduced with its last words, when the others were ended already.
-        front.clients.end_of(generation);
         // The supervisor listens for as long as the process runs; so below.
         let _ = front.events.send(Event::Dead(generation));
         let status = self.end.wait();
@@ -237,20 +302,24 @@ impl Receiver {
         let _ = front.events.send(Event::Ended(generation, status));
     }
 
-    fn take(&mut self, front: &Front, generation: u64, message: DataMessage, descriptors: Vec<OwnedFd>) {
+    fn take(&self, front: &Front, generation: u64, message: DataMessage, descriptors: Vec<OwnedFd>) {
         match message {
             DataMessage::Closed { connections } => front.clients.remove(&connections),
             DataMessage::Stats { .. } | DataMessage::Clients { .. } => front.link.answer(message),
             DataMessage::Introduce { connections, last } => {
-                for (adopted, socket) in connections.into_iter().zip(descriptors) {
+                for (Seat { adopted, .. }, socket) in connections.into_iter().zip(descriptors) {
                     let client = Client { transport: adopted.transport, socket: Arc::new(socket) };
                     front.clients.introduce(adopted.connection, client, generation);
                 }
-                self.strangers = self.strangers.saturating_sub(u32::from(last));
-                if last && self.strangers == 0 {
-                    let _ = front.events.send(Event::Introduced);
+                let strangers = self.strangers.load(Ordering::Acquire);
+                if last && strangers > 0 {
+                    self.strangers.store(strangers - 1, Ordering::Release);
+                    if strangers == 1 {
+                        let _ = front.events.send(Event::Introduced);
+                    }
                 }
             }
+            DataMessage::Holds { connections } => front.clients.hold(&connections, generation),
             DataMessage::Quit => _ = front.events.send(Event::Quit),
             message => _ = front.events.send(Event::Said(generation, message, descriptors)),
         }

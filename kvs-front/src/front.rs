@@ -1,6 +1,6 @@
 //! What all threads of the front server see.
 //!
-//! Locks: each field has its own. That of `process` is held while a data server is launched, and may be followed by that of
+//! Locks: each field has its own. That of `processes` is held while a data server is launched, and may be followed by that of
 //! `estate`; else none is taken while another is held.
 
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -64,7 +64,14 @@ pub struct Front {
     pub begun: Instant,
     /// None once the store ends.
     estate: Mutex<Option<Estate>>,
-    process: Mutex<Option<Arc<OwnedFd>>>,
+    processes: Mutex<Processes>,
+}
+
+/// What is killed by an end at once.
+#[derive(Default)]
+struct Processes {
+    data: Option<Arc<OwnedFd>>,
+    standby: Option<Arc<OwnedFd>>,
 }
 
 impl Front {
@@ -89,7 +96,7 @@ impl Front {
             events,
             begun,
             estate: Mutex::new(Some(estate)),
-            process: Mutex::new(None),
+            processes: Mutex::default(),
             options,
         })
     }
@@ -120,18 +127,43 @@ impl Front {
         &self,
         launch: impl FnOnce() -> anyhow::Result<(T, Arc<OwnedFd>)>,
     ) -> anyhow::Result<T> {
-        let mut kept = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.processes();
         let (server, process) = launch()?;
-        *kept = Some(process);
+        kept.data = Some(process);
         Ok(server)
     }
 
-    /// Ends both servers without waiting for anything. Nothing acknowledged is lost: it is in the segment.
+    /// As [`Front::keep_process`], for a standby.
+    ///
+    /// # Errors
+    /// Those of `launch`.
+    pub fn keep_standby<T>(
+        &self,
+        launch: impl FnOnce() -> anyhow::Result<(T, Arc<OwnedFd>)>,
+    ) -> anyhow::Result<T> {
+        let mut kept = self.processes();
+        let (server, process) = launch()?;
+        kept.standby = Some(process);
+        Ok(server)
+    }
+
+    /// The standby is the data server from now on.
+    pub fn standby_serves(&self) {
+        let mut kept = self.processes();
+        kept.data = kept.standby.take();
+    }
+
+    fn processes(&self) -> MutexGuard<'_, Processes> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all servers without waiting for anything. Nothing acknowledged is lost: it is in the segment.
     pub fn end_at_once(&self, status: i32) -> ! {
         self.end_estate();
-        if let Some(data) = &*self.process.lock().unwrap_or_else(PoisonError::into_inner) {
-            // Dead before this one is: it launches no other front server.
-            process::kill(data.as_fd());
+        let kept = self.processes();
+        // Dead before this one is: the standby takes nothing over, the data server launches no other front server.
+        for server in [&kept.standby, &kept.data].into_iter().flatten() {
+            process::kill(server.as_fd());
         }
         std::process::exit(status)
     }

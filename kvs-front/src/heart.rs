@@ -18,6 +18,7 @@ pub struct Heart {
     next: Instant,
     page: Option<HeaderPage>,
     watched: Option<Watched>,
+    standby: Option<Watched>,
 }
 
 struct Watched {
@@ -32,7 +33,13 @@ struct Watched {
 impl Heart {
     /// One that beats ten times in `hang_timeout`; never when that is zero.
     pub fn new(hang_timeout: Duration) -> Self {
-        Self { interval: interval(hang_timeout), next: Instant::now(), page: None, watched: None }
+        Self {
+            interval: interval(hang_timeout),
+            next: Instant::now(),
+            page: None,
+            watched: None,
+            standby: None,
+        }
     }
 
     /// From now on it beats in this segment.
@@ -54,7 +61,17 @@ impl Heart {
         self.watched = Some(Watched { pid, process, observer, moves: 0, serves: true });
     }
 
-    /// From now on nobody is watched.
+    /// From now on this standby is watched; it does nothing, so only whether it was stopped counts.
+    pub fn watch_standby(&mut self, pid: u32, process: Arc<OwnedFd>) {
+        self.standby = Some(Watched { pid, process, observer: Observer::default(), moves: 0, serves: false });
+    }
+
+    /// From now on no standby is watched.
+    pub fn forget_standby(&mut self) {
+        self.standby = None;
+    }
+
+    /// From now on no data server but a standby is watched.
     pub fn forget(&mut self) {
         self.watched = None;
     }
@@ -72,7 +89,8 @@ impl Heart {
             page.beat();
         }
         let beats = self.page.as_ref().map_or(0, HeaderPage::data_beats);
-        if let Some(hung) = self.watched.take_if(|watched| watched.is_stuck(beats)) {
+        let hung = self.watched.take_if(|watched| watched.is_stuck(beats));
+        for hung in hung.into_iter().chain(self.standby.take_if(|standby| standby.is_stuck(0))) {
             let timeout = interval * kvs_core::heartbeat::CHECKS;
             log::error!(
                 "data server {} has stood still for {timeout:?} (--hang-timeout); killing it",

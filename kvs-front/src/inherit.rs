@@ -10,18 +10,26 @@ use kvs_front::estate::Estate;
 use rustix::fd::AsFd;
 use rustix::process::Pid;
 
-/// All that a front server was.
-pub struct Inherited {
-    /// The socket to the data server.
+/// A data server that lives already.
+pub struct InheritedServer {
+    /// The socket to it.
     pub socket: OwnedFd,
-    /// The data server's process.
+    /// Its process.
     pub process: OwnedFd,
     /// Its liveness page.
     pub liveness: LivenessPage,
     /// Who it is.
-    pub data: ProcessIdentity,
-    /// Its workers, each of which introduces its clients.
-    pub workers: u32,
+    pub identity: ProcessIdentity,
+    /// Its workers, if each of them introduces its clients.
+    pub strangers: u32,
+}
+
+/// All that a front server was.
+pub struct Inherited {
+    /// The data server that serves.
+    pub server: InheritedServer,
+    /// Its standby.
+    pub standby: Option<InheritedServer>,
     /// The segment.
     pub segment: OwnedFd,
 }
@@ -36,14 +44,27 @@ impl Inherited {
             .context("standard input is no socket; --inherited is for the data server's use")?;
         let received = control::receive::<DataMessage>(socket.as_fd())
             .context("--inherited is for the data server's use")?;
-        let Some((DataMessage::Inherit { process, group, workers, estate }, descriptors)) = received else {
+        let Some((DataMessage::Inherit { process: data, group, workers, estate, standby }, descriptors)) =
+            received
+        else {
             bail!("the data server is gone, or began with something else than Inherit");
         };
         let mut descriptors = descriptors.into_iter();
         let estate = Estate::receive(estate, &mut descriptors);
         let mut next = || descriptors.next().context("a descriptor is missing from Inherit");
         let liveness = LivenessPage::attach(next()?).context("can't map the liveness page")?;
-        let inherited = Self { socket, liveness, process: next()?, data: process, workers, segment: next()? };
+        let process = next()?;
+        let server = InheritedServer { socket, process, liveness, identity: data, strangers: workers };
+        let segment = next()?;
+        let standby = match standby {
+            None => None,
+            Some(identity) => {
+                let (socket, process, page) = (next()?, next()?, next()?);
+                let liveness = LivenessPage::attach(page).context("can't map the standby's liveness page")?;
+                Some(InheritedServer { socket, process, liveness, identity, strangers: 0 })
+            }
+        };
+        let inherited = Self { server, standby, segment };
         join_group(group);
         Ok((estate.context("a listening socket is missing from Inherit")?, inherited))
     }

@@ -17,6 +17,8 @@ use kvs_core::control::{
     self, ADOPTED_MAX, Adopted, ClientInfo, ControlError, DataMessage, FrontMessage, StatisticOwned,
 };
 
+use kvs_core::sys::fd_passing::PassingError;
+
 use crate::clients::{Client, Clients, Number};
 
 /// How long a send to the data server may wait for room.
@@ -101,9 +103,17 @@ impl Link {
         }
     }
 
-    /// Returns when nobody is handing clients over to the data server there was before [`Link::disconnect`].
-    pub fn settle(&self) {
-        drop(self.handing.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Hands all clients over that the data servers before had, and tells the one of this generation that these were all.
+    ///
+    /// # Errors
+    /// It is dead, or takes none: the next one gets them.
+    pub fn restore(&self, clients: &Clients, generation: u64) -> Result<(), ControlError> {
+        clients.requeue(generation);
+        if self.hand_over(clients) == HandOver::Refused {
+            return Err(PassingError::WouldBlock.into());
+        }
+        let Some(peer) = self.state().server.clone() else { return Err(PassingError::Disconnected.into()) };
+        control::send(peer.socket.as_fd(), &FrontMessage::Restored, &[])
     }
 
     /// Takes a message from the data server that answers the operator.
@@ -262,9 +272,8 @@ mod tests {
         add(&clients, 1);
         assert_eq!(link.hand_over(&clients), HandOver::Refused);
         link.disconnect();
-        link.settle();
-        assert_eq!(clients.end_of(1), (sent + 1) * ADOPTED_MAX);
-        assert_eq!(clients.count().waiting, 1);
+        assert_eq!(clients.requeue(2), (sent + 1) * ADOPTED_MAX);
+        assert_eq!(clients.count().waiting, (sent + 1) * ADOPTED_MAX + 1);
     }
 
     #[test]

@@ -77,6 +77,24 @@ impl std::fmt::Display for ConsoleMode {
     }
 }
 
+/// Whether a second data server stands by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StandbyMode {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+impl std::fmt::Display for StandbyMode {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::On => "on",
+            Self::Off => "off",
+        })
+    }
+}
+
 /// Options of `kvs-front`, with the same meaning for `kvs-data` where they apply.
 #[derive(Debug, Clone, Args)]
 pub struct ServerOptions {
@@ -175,6 +193,21 @@ pub struct ServerOptions {
     )]
     pub hang_timeout: Duration,
 
+    /// A second data server that stands by
+    ///
+    /// It has every client's socket, takes over within a millisecond when the one that serves dies, and keeps the connections even if the
+    /// front server dies at the same instant. Without it a new data server is started first.
+    #[arg(
+        long,
+        env = "KVS_STANDBY",
+        value_enum,
+        default_value = "on",
+        value_name = "MODE",
+        help_heading = "Running",
+        hide_possible_values = true
+    )]
+    pub standby: StandbyMode,
+
     /// Operator console on standard input
     ///
     /// auto: only when it is a terminal. The end of input never stops the server.
@@ -266,6 +299,7 @@ impl ServerOptions {
         add("--log-level", self.log_level.clone().into());
         add("--console", self.console.to_string().into());
         add("--hang-timeout", format_duration(self.hang_timeout).into());
+        add("--standby", self.standby.to_string().into());
         if let Some(capacity) = self.capacity {
             add("--capacity", capacity.to_string().into());
         }

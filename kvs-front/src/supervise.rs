@@ -1,14 +1,17 @@
-//! Launches the data server, notices its death and its hanging, launches the next; ends both in order.
+//! Launches the data server and its standby, notices its death and its hanging, has the standby take over or launches the next;
+//! ends all in order.
 //!
 //! ```text
 //! launch ─ Start ─► Ready ─► serving ◄─ inherited from a front server that died
-//!    ▲                │ Failed, dies  ├─ dies ─► fence ─► launch
+//!    ▲                │ Failed, dies  ├─ dies ─► fence ─► the standby takes over, else launch ─► Restored ─► serving
 //!    └──── pause ◄────┘               ├─ hangs ─► kill, dies
 //!                                     └─ quit ─► Ending, Stop ─► Stopped, ends
 //! ```
 //!
 //! Invariants
-//! - A data server is launched only after every thread of the one before is proven dead.
+//! - A data server is launched only after every thread of the one before is proven dead, and every thread of the standby, which
+//!   takes over unasked: there are never two that serve.
+//! - No client is let go because a data server died: the next one gets its socket.
 //! - The segment's descriptor, and with it the lock, is held from the first Ready, or from taking over, to the end.
 //! - This thread is the only one that decides; all others tell it what happened, with the generation it happened to.
 //! - It beats for as long as it waits for what happens: a supervisor that hangs is seen to.
@@ -28,15 +31,16 @@ use crossbeam_channel::Receiver;
 use kvs_core::control::{DataMessage, FrontMessage, StartKind};
 use kvs_core::segment::kept_aside_path;
 use kvs_core::wire::ErrorCode;
+use kvs_front::options::StandbyMode;
 use kvs_front::pace::Pace;
 use kvs_front::program;
 
 use crate::accept::Accepting;
 use crate::console;
-use crate::data_server::DataServer;
+use crate::data_server::{DataServer, Purpose};
 use crate::front::{Event, Front};
 use crate::heart::{Heart, own_identity};
-use crate::inherit::Inherited;
+use crate::inherit::{Inherited, InheritedServer};
 use crate::notify::notify;
 use crate::refuse;
 
@@ -75,14 +79,33 @@ pub struct Supervisor {
     pace: Pace,
     accepting: Option<Accepting>,
     heart: Heart,
+    /// The standby.
+    standby: Option<DataServer>,
+    standby_pace: Pace,
+    /// When the next standby may be launched.
+    standby_due: Instant,
+    /// All clients of a data server that was there before this front server are known.
+    knows_all: bool,
 }
 
 impl Supervisor {
     /// Of a store that has no data server yet.
     pub fn new(front: Arc<Front>, events: Receiver<Event>) -> Self {
         let heart = Heart::new(front.options.hang_timeout);
-        let pace = Pace::new(Instant::now());
-        Self { front, events, generation: 0, segment: None, pace, accepting: None, heart }
+        let now = Instant::now();
+        Self {
+            front,
+            events,
+            generation: 0,
+            segment: None,
+            pace: Pace::new(now),
+            accepting: None,
+            heart,
+            standby: None,
+            standby_pace: Pace::new(now),
+            standby_due: now,
+            knows_all: true,
+        }
     }
 
     /// Runs the store until it shall end.
@@ -113,18 +136,23 @@ impl Supervisor {
     /// Why this process can't; the store lives on then.
     pub fn take_over(mut self, inherited: Inherited) -> anyhow::Result<()> {
         self.generation += 1;
-        let segment = inherited.segment.try_clone().context("can't keep the segment")?;
+        self.knows_all = false;
+        let Inherited { server, standby, segment } = inherited;
         let own = own_identity()?;
         self.heart.enter(segment.as_fd()).context("can't map the segment's header")?.introduce_successor(own);
         self.segment = Some(segment);
         let server = self.front.keep_process(|| {
-            let server = DataServer::inherit(&self.front, self.generation, inherited)?;
+            let server = DataServer::inherit(&self.front, self.generation, server)?;
             let process = server.process();
             Ok((server, process))
         })?;
+        // Before the death of the data server can be noticed: from now on the standby is reckoned with.
+        if let Some(standby) = standby {
+            self.inherit_standby(standby)?;
+        }
         server.watch(&self.front)?;
         self.front.link.connect(server.generation, Arc::clone(&server.socket));
-        let group = rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs();
+        let group = own_group();
         // The first thing that the data server hears: operators, who have it told more, come after.
         if let Err(error) = server.tell(&FrontMessage::Supervising { group }) {
             log::debug!("can't tell data server {}: {error}", server.pid);
@@ -183,21 +211,33 @@ impl Supervisor {
     /// Keeps a data server serving until the store shall end, and ends it.
     fn serve(mut self, mut server: DataServer) -> anyhow::Result<()> {
         let last = loop {
-            match self.next_event(None) {
-                Some(Event::Quit) | None => break Some(server),
-                Some(Event::Dead(generation)) if generation == server.generation => {
+            let due = self.tend_standby(&server);
+            match self.next_event(due) {
+                Some(Event::Quit) => break Some(server),
+                Some(event) if self.is_end_of(&server, &event) => {
+                    if matches!(event, Event::Said(..)) {
+                        // It is waited for in a moment.
+                        let _ = self.front.events.send(event);
+                    }
                     server = match self.replace(&server) {
                         Ok(next) => next,
                         Err(starting) => break starting,
                     };
+                    if self.knows_all {
+                        self.accept()?;
+                    }
+                }
+                Some(Event::Introduced) => {
+                    self.knows_all = true;
                     self.accept()?;
                 }
-                Some(Event::Introduced) => self.accept()?,
                 // Its death is noticed as any other's, and the next one is launched from what is on disk.
                 Some(Event::RestartData) => server.kill(),
                 Some(Event::Reload) => return self.reload(&server),
                 Some(Event::Unable(why)) => bail!("can't take over all clients: {why}"),
-                Some(_) => {}
+                Some(event) => self.hear_of_standby(&server, event),
+                // The front itself holds a sender: it is time for a standby.
+                None => {}
             }
         };
         self.end(last.as_ref());
@@ -246,6 +286,10 @@ impl Supervisor {
                 log::debug!("can't tell data server {} of the end: {error}", server.pid);
             }
         }
+        // Before the data server, whose end it would take for a death.
+        if let Some(standby) = self.standby.take() {
+            standby.fence();
+        }
         log::info!("ending");
         self.front.end_estate();
         if let Some(accepting) = self.accepting.take() {
@@ -255,6 +299,17 @@ impl Supervisor {
         server.is_none_or(|server| self.stop(server))
     }
 
+    /// Whether this proves that the data server is dead: a standby that serves does, too.
+    fn is_end_of(&self, server: &DataServer, event: &Event) -> bool {
+        match event {
+            Event::Dead(generation) => *generation == server.generation,
+            Event::Said(generation, DataMessage::Ready { .. }, _) => {
+                self.standby.as_ref().is_some_and(|standby| standby.generation == *generation)
+            }
+            _ => false,
+        }
+    }
+
     /// Puts another data server in the place of one that died. An error is the one that was just starting when the store
     /// should end.
     fn replace(&mut self, dead: &DataServer) -> Result<DataServer, Option<DataServer>> {
@@ -262,30 +317,51 @@ impl Supervisor {
         self.heart.forget();
         self.front.link.disconnect();
         dead.fence();
-        log::warn!("data server {} died; launching the next", dead.pid);
+        if !self.knows_all {
+            self.hear_out(dead);
+        }
+        if let Some(standby) = self.standby.take() {
+            log::warn!("data server {} died; its standby takes over", dead.pid);
+            self.heart.forget_standby();
+            self.heart.watch_start(standby.pid, standby.process());
+            self.front.standby_serves();
+            match self.await_ready(&standby) {
+                Start::Ready(readiness) => {
+                    self.greet(&standby, &readiness, (dead, noticed));
+                    if !self.knows_all {
+                        let workers = self.front.options.worker_count();
+                        // It is dead otherwise, and the next one gets what there is.
+                        self.knows_all = standby.ask_for_clients(workers).is_err();
+                    }
+                    return Ok(standby);
+                }
+                Start::Quit => return Err(Some(standby)),
+                Start::Failed(message) => {
+                    self.give_up(&standby);
+                    log::error!("data server {} can't take over: {message}", standby.pid);
+                }
+                Start::Died => {
+                    self.give_up(&standby);
+                    log::error!("data server {} died before it had taken over", standby.pid);
+                }
+            }
+        } else {
+            log::warn!("data server {} died; launching the next", dead.pid);
+        }
+        // Nobody is left to introduce anybody.
+        self.knows_all = true;
         loop {
             let pause = self.pace.pause(Instant::now());
             if !pause.is_zero() {
-                self.end_clients_of(dead);
                 log::info!("launching it in {} ms", pause.as_millis());
             }
             if self.quits_within(pause) {
                 return Err(None);
             }
-            let launched = self.launch();
-            // While the next one is starting.
-            self.end_clients_of(dead);
-            match launched {
+            match self.launch() {
                 Ok(next) => match self.await_ready(&next) {
                     Start::Ready(readiness) => {
-                        self.pace.ready();
-                        log::info!(
-                            "data server {} serves {} entries, {:.1} ms after the death of {}",
-                            next.pid,
-                            readiness.entries,
-                            noticed.elapsed().as_secs_f64() * 1_000.0,
-                            dead.pid
-                        );
+                        self.greet(&next, &readiness, (dead, noticed));
                         return Ok(next);
                     }
                     Start::Quit => return Err(Some(next)),
@@ -304,26 +380,127 @@ impl Supervisor {
         }
     }
 
+    /// Passes all clients to a data server that serves in the place of one that died.
+    fn greet(&mut self, next: &DataServer, readiness: &Readiness, (dead, noticed): (&DataServer, Instant)) {
+        self.pace.ready();
+        log::info!(
+            "data server {} serves {} entries, {:.1} ms after the death of {}",
+            next.pid,
+            readiness.entries,
+            noticed.elapsed().as_secs_f64() * 1_000.0,
+            dead.pid
+        );
+        if let Err(error) = self.front.link.restore(&self.front.clients, next.generation) {
+            log::error!("data server {} does not take its clients: {error}; killing it", next.pid);
+            next.kill();
+        }
+    }
+
+    /// Waits for the last words of a data server that is dead: it may have introduced clients with them.
+    fn hear_out(&mut self, dead: &DataServer) {
+        let until = Instant::now() + END_PATIENCE;
+        let mut others = Vec::new();
+        while let Some(event) = self.next_event(Some(until)) {
+            match event {
+                Event::Ended(generation, _) if generation == dead.generation => break,
+                Event::Introduced => self.knows_all = true,
+                event => others.push(event),
+            }
+        }
+        // They are heard after it.
+        others.into_iter().for_each(|event| drop(self.front.events.send(event)));
+    }
+
+    /// Keeps a standby standing by; gives the time at which the next one may be launched.
+    fn tend_standby(&mut self, active: &DataServer) -> Option<Instant> {
+        if self.front.options.standby == StandbyMode::Off || self.standby.is_some() {
+            return None;
+        }
+        if Instant::now() < self.standby_due {
+            return Some(self.standby_due);
+        }
+        match self.launch_standby(active) {
+            Ok(standby) => {
+                log::debug!("launched standby {}", standby.pid);
+                self.standby = Some(standby);
+                None
+            }
+            Err(error) => {
+                log::error!("no standby could be launched: {error:#}");
+                self.put_standby_off();
+                Some(self.standby_due)
+            }
+        }
+    }
+
+    fn launch_standby(&mut self, active: &DataServer) -> anyhow::Result<DataServer> {
+        self.generation += 1;
+        let segment = self.segment.as_ref().context("there is no segment yet")?;
+        let purpose = Purpose::StandBy(segment, active);
+        let standby = self.front.keep_standby(|| {
+            let standby = DataServer::launch(&self.front, self.generation, &purpose)?;
+            let process = standby.process();
+            Ok((standby, process))
+        })?;
+        self.heart.watch_standby(standby.pid, standby.process());
+        Ok(standby)
+    }
+
+    fn inherit_standby(&mut self, standby: InheritedServer) -> anyhow::Result<()> {
+        self.generation += 1;
+        let standby = self.front.keep_standby(|| {
+            let standby = DataServer::inherit(&self.front, self.generation, standby)?;
+            let process = standby.process();
+            Ok((standby, process))
+        })?;
+        standby.introduce_itself(&FrontMessage::Watching { front: own_identity()?, group: own_group() })?;
+        self.heart.watch_standby(standby.pid, standby.process());
+        self.standby = Some(standby);
+        Ok(())
+    }
+
+    /// The next standby is launched after a pause, if this one was not the first to fail.
+    fn put_standby_off(&mut self) {
+        self.standby_pace.failed();
+        let now = Instant::now();
+        self.standby_due = now + self.standby_pace.pause(now);
+    }
+
+    fn hear_of_standby(&mut self, active: &DataServer, event: Event) {
+        let Some(standby) = &self.standby else { return };
+        match event {
+            Event::Said(generation, message, _) if generation == standby.generation => match message {
+                DataMessage::Standing => {
+                    log::debug!("standby {} stands by", standby.pid);
+                    self.standby_pace.ready();
+                }
+                DataMessage::Failed { message } => log::error!("standby {}: {message}", standby.pid),
+                _ => {}
+            },
+            Event::Dead(generation) if generation == standby.generation => {
+                log::warn!("standby {} died; launching the next", standby.pid);
+                standby.fence();
+                self.standby = None;
+                self.heart.forget_standby();
+                if let Err(error) = active.tell(&FrontMessage::NoStandby) {
+                    log::debug!("can't tell data server {}: {error}", active.pid);
+                }
+                self.put_standby_off();
+            }
+            _ => {}
+        }
+    }
+
     fn give_up(&mut self, server: &DataServer) {
         self.heart.forget();
         server.fence();
     }
 
-    fn end_clients_of(&self, dead: &DataServer) {
-        self.front.link.settle();
-        match self.front.clients.end_of(dead.generation) {
-            0 => {}
-            count => log::info!(
-                "ended {count} connections of data server {}; their clients connect again",
-                dead.pid
-            ),
-        }
-    }
-
     fn launch(&mut self) -> anyhow::Result<DataServer> {
         self.generation += 1;
         let server = self.front.keep_process(|| {
-            let server = DataServer::launch(&self.front, self.generation, self.segment.as_ref())?;
+            let purpose = self.segment.as_ref().map_or(Purpose::First, Purpose::Succeed);
+            let server = DataServer::launch(&self.front, self.generation, &purpose)?;
             let process = server.process();
             Ok((server, process))
         })?;
@@ -465,4 +642,8 @@ impl Supervisor {
         }
         false
     }
+}
+
+fn own_group() -> u32 {
+    rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs()
 }

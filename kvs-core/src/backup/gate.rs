@@ -10,7 +10,7 @@
 //! No lock on the way of a request; the message of a failure has one.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::limits::WORKERS_MAX;
 
@@ -44,6 +44,8 @@ pub struct Gate {
     message: Mutex<String>,
     synced: [AtomicU64; WORKERS_MAX],
     waiting: [AtomicBool; WORKERS_MAX],
+    /// Where each ring stood when this process took over.
+    inherited: OnceLock<Vec<u64>>,
 }
 
 impl Gate {
@@ -56,6 +58,7 @@ impl Gate {
             message: Mutex::default(),
             synced: [const { AtomicU64::new(0) }; WORKERS_MAX],
             waiting: [const { AtomicBool::new(false) }; WORKERS_MAX],
+            inherited: OnceLock::new(),
         }
     }
 
@@ -104,6 +107,18 @@ impl Gate {
     /// That much of it is.
     pub fn set_synced(&self, index: usize, position: u64) {
         self.synced[index].store(position, Ordering::Release);
+    }
+
+    /// The rings stand so, and answers that were given to what is in them may not have been sent. To be called once, before
+    /// a worker begins.
+    pub fn inherit(&self, heads: Vec<u64>) {
+        let _ = self.inherited.set(heads);
+    }
+
+    /// Whether all that is on disk for good.
+    pub fn is_inheritance_synced(&self) -> bool {
+        let heads = self.inherited.get().into_iter().flatten().enumerate();
+        heads.take(WORKERS_MAX).all(|(index, head)| self.synced(index) >= *head)
     }
 
     /// Worker `index` wants to be called when its ring is drained or synced.

@@ -191,6 +191,11 @@ impl<'s> Context<'s> {
         self.gate.is_none_or(|(gate, worker)| gate.synced(worker) >= position)
     }
 
+    /// Whether everything that was in the rings when this process took over is on disk.
+    pub fn is_inheritance_synced(&self) -> bool {
+        self.gate.is_none_or(|(gate, _)| gate.is_inheritance_synced())
+    }
+
     /// Whether a change that found no room in the ring may be tried again: it has room, or will be refused.
     pub fn may_change(&self) -> bool {
         self.admission_of_large(KEY_BYTES_MAX) != Admission::Wait

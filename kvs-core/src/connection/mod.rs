@@ -47,7 +47,7 @@ pub mod usage;
 
 use std::io::IoSlice;
 
-use crate::control::{Adopted, ClientInfo, Transport};
+use crate::control::{Adopted, ClientInfo, Seat, Transport};
 use crate::limits::VALUE_BYTES_MAX_LIMIT;
 use crate::segment::layout::ConnectionSlot;
 use crate::segment::{OutOfMemory, Segment};
@@ -173,9 +173,10 @@ impl<'s> Connection<'s> {
         self.index
     }
 
-    /// What a front server knows it by.
-    pub fn adopted(&self) -> Adopted {
-        Adopted { connection: self.id(), transport: self.transport }
+    /// What those know it by who keep its socket.
+    pub fn seat(&self) -> Seat {
+        let adopted = Adopted { connection: self.id(), transport: self.transport };
+        Seat { adopted, slot: self.index }
     }
 
     /// Who is connected, for the operator.

@@ -30,6 +30,7 @@ use crate::segment::layout::ConnectionSlot;
 use crate::session::Membership;
 use crate::sys::memory::{Damaged, Memory};
 use crate::sys::stream_position;
+use crate::transaction::TransactionError;
 use crate::wire::SetCondition;
 
 /// What `peek_base` says while the kernel's count is being set: nothing is received meanwhile.
@@ -93,6 +94,22 @@ pub fn survivors(segment: &Segment) -> Result<Vec<(u64, SlotIndex)>, Damaged> {
         }
     }
     Ok(survivors)
+}
+
+/// Frees the slot of a connection that nobody goes on with, and all that it names.
+///
+/// # Errors
+/// [`Fatal`].
+pub fn give_up(context: &mut Context<'_>, index: SlotIndex) -> Result<(), Fatal> {
+    let segment = context.table.segment();
+    let slot: &ConnectionSlot = segment.memory().object(segment.regions().connection(index))?;
+    match slot::release(segment, context.slot, slot) {
+        Err(error @ TransactionError::Damaged(_)) => {
+            log::error!("connection slot {index}: {error}; its blocks are not used again");
+            Ok(slot::abandon(segment, context.slot, slot)?)
+        }
+        released => Ok(released?),
+    }
 }
 
 impl<'s> Connection<'s> {

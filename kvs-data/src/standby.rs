@@ -1,0 +1,330 @@
+//! The standby: a data server that has everything but the segment's permission. When the one that serves dies, it goes on.
+//!
+//! ```text
+//!             ┌─ watch: sleeps in the liveness lock of the one that serves ─► fence ─► recover ─► workers go
+//! standby ────┤
+//!             └─ main: takes the sockets of its clients, which go into the epolls of the workers to be
+//! ```
+//!
+//! Invariants
+//! - It reads nothing from a socket and changes nothing in the segment, but to say that it stands, before every thread of the data
+//!   server that serves is proven dead.
+//! - It takes over unasked: there need not be a front server. One that decides otherwise proves it dead first.
+//! - A client has been introduced to it before it is served, so this process alone is enough to keep the connection.
+//!
+//! It costs a process with its threads asleep, a descriptor for each client, and the memory of the segment mapped.
+//! `report/no-client-notices.md` argues the cases in which several processes die.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Seat, StartKind};
+use kvs_core::liveness::{FIRST_HELPER_SLOT, LivenessPage, MAIN_SLOT};
+use kvs_core::segment::Segment;
+use kvs_core::sys::fd_passing::PassingError;
+use kvs_core::sys::process::ProcessIdentity;
+use kvs_core::table::Table;
+use kvs_front::options::ServerOptions;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use crate::backup::Begin;
+use crate::bench::Seated;
+use crate::control::{Prepared, Server};
+use crate::shared::Shared;
+use crate::start::{self, Told};
+use crate::watch_front::Origin;
+use crate::worker::{Starter, WorkerHandle};
+
+/// The watching thread's slot of the liveness page.
+const SLOT: usize = FIRST_HELPER_SLOT + 2;
+/// How long a data server that talks no more may live on before this process takes itself for forgotten.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// The data server that serves.
+pub struct Watched {
+    /// Where its threads prove that they live.
+    pub liveness: LivenessPage,
+    /// The link to it.
+    pub link: OwnedFd,
+}
+
+/// Where a client sits.
+#[derive(Clone, Copy)]
+struct Place {
+    worker: usize,
+    place: usize,
+}
+
+struct Standby {
+    prepared: Prepared,
+    origin: Origin,
+    /// The socket to the front server, as the watching thread gives it to the workers.
+    front: Arc<Mutex<Arc<OwnedFd>>>,
+    seated: HashMap<u64, Place>,
+    /// Introduced when the workers had begun.
+    late: Vec<Seated>,
+    next_worker: usize,
+    /// Workers of the one that serves that have not introduced all their clients; None before it said how many it has.
+    strangers: Option<u32>,
+}
+
+/// What became of waiting.
+enum Outcome {
+    /// This process serves.
+    TookOver,
+    /// It is not needed any more.
+    Over,
+}
+
+/// Stands by until it takes over; None when it is not needed any more.
+///
+/// # Errors
+/// Why it can't stand by, or could not take over.
+pub fn stand(
+    options: &ServerOptions,
+    told: Told,
+    liveness: LivenessPage,
+    origin: Origin,
+    watched: Watched,
+    begun: Instant,
+) -> anyhow::Result<Option<Server>> {
+    let Told { tcp_address, unix_path, segment, .. } = told;
+    let segment = segment.context("a standby needs the segment")?;
+    let segment = Segment::attach(&options.name.segment_path(), segment)?;
+    let table = Table::new(&segment)?;
+    let prepared = Prepared::new(options, &table, liveness, begun)?;
+    let front = Arc::new(Mutex::new(Arc::clone(&origin.socket)));
+    let taking_over = TakingOver {
+        options: options.clone(),
+        addresses: (tcp_address, unix_path),
+        dead: watched.liveness,
+        shared: Arc::clone(&prepared.shared),
+        workers: prepared.workers.iter().map(WorkerHandle::starter).collect(),
+        front: Arc::clone(&front),
+    };
+    let (result, took_over) = (Arc::new(Mutex::new(None)), eventfd(0, EventfdFlags::CLOEXEC)?);
+    let (result_there, tell) = (Arc::clone(&result), took_over.try_clone()?);
+    std::thread::Builder::new()
+        .name("watch-active".into())
+        .spawn(move || {
+            let done = taking_over.run();
+            *result_there.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+            // It can't be full.
+            let _ = rustix::io::write(&tell, &1u64.to_ne_bytes());
+        })
+        .context("can't start a thread to watch the data server")?;
+    let mut standby = Standby {
+        prepared,
+        origin,
+        front,
+        seated: HashMap::new(),
+        late: Vec::new(),
+        next_worker: 0,
+        strangers: None,
+    };
+    log::debug!("standing by");
+    let link = Arc::new(watched.link);
+    match standby.wait(&link, &took_over)? {
+        Outcome::Over => Ok(None),
+        Outcome::TookOver => {
+            let done = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let began: Instant = done.context("nobody took over")??;
+            standby.hear_out(&link);
+            standby.into_server(options, began).map(Some)
+        }
+    }
+}
+
+impl Standby {
+    /// Takes sockets and news until it has taken over, or is not needed any more.
+    fn wait(&mut self, link: &OwnedFd, took_over: &OwnedFd) -> anyhow::Result<Outcome> {
+        let (mut link_open, mut front_open) = (true, true);
+        let mut until = None;
+        loop {
+            let front = Arc::clone(&self.origin.socket);
+            let none = PollFlags::empty();
+            let mut polled = [
+                PollFd::new(took_over, PollFlags::IN),
+                PollFd::new(link, if link_open { PollFlags::IN } else { none }),
+                PollFd::new(&front, if front_open { PollFlags::IN } else { none }),
+                PollFd::from_borrowed_fd(self.origin.quit.as_fd(), PollFlags::IN),
+            ];
+            let pause = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
+            let timeout = pause.map(|pause| Timespec {
+                tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: pause.subsec_nanos().into(),
+            });
+            if poll(&mut polled, timeout.as_ref()).is_err() {
+                continue;
+            }
+            let [taken, linked, fronted, quits] = polled.map(|polled| !polled.revents().is_empty());
+            if taken {
+                return Ok(Outcome::TookOver);
+            }
+            if quits {
+                log::info!("told to end; the data server that serves goes on");
+                return Ok(Outcome::Over);
+            }
+            if linked && link_open {
+                match control::receive::<DataMessage>(link.as_fd()) {
+                    Ok(Some((DataMessage::NewFront, sockets))) => {
+                        self.meet(sockets);
+                        front_open = true;
+                        // What was seen of the one before is not true of this one.
+                        continue;
+                    }
+                    Ok(Some((message, sockets))) => self.learn(message, sockets),
+                    Ok(None) => {
+                        // It is dying, or does without this process.
+                        link_open = false;
+                        until = Some(Instant::now() + SILENCE_MAX);
+                    }
+                    Err(error) => log::error!("data server: {error}"),
+                }
+            }
+            if fronted && front_open {
+                match control::receive::<FrontMessage>(front.as_fd()) {
+                    Ok(Some((FrontMessage::Stop, _))) => return Ok(Outcome::Over),
+                    Ok(Some((FrontMessage::Watching { front, group }, process))) => {
+                        (self.origin.front, self.origin.group) = (front, group);
+                        self.origin.process = process.into_iter().next().map(Arc::new);
+                    }
+                    Ok(Some((message, _))) => log::warn!("told something out of turn: {message:?}"),
+                    // The data server launches another one; or, if it is dead too, this process does when it serves.
+                    Ok(None) => front_open = false,
+                    Err(error) => log::error!("front server: {error}"),
+                }
+            }
+            if until.is_some_and(|until| until <= Instant::now()) {
+                log::info!("the data server tells this standby nothing any longer; ending");
+                return Ok(Outcome::Over);
+            }
+        }
+    }
+
+    /// Another front server will be there.
+    fn meet(&mut self, sockets: Vec<OwnedFd>) {
+        let Some(socket) = sockets.into_iter().next().map(Arc::new) else { return };
+        // It says who it is when it begins; before that it has ended when its socket did.
+        self.origin.process = None;
+        self.origin.socket = Arc::clone(&socket);
+        *self.front.lock().unwrap_or_else(PoisonError::into_inner) = socket;
+        if self.strangers == Some(0) {
+            self.say_standing();
+        }
+    }
+
+    fn learn(&mut self, message: DataMessage, sockets: Vec<OwnedFd>) {
+        match message {
+            DataMessage::Active { workers } => self.strangers = Some(workers),
+            DataMessage::Introduce { connections, last } => {
+                for (seat, socket) in connections.into_iter().zip(sockets) {
+                    self.sit(seat, socket);
+                }
+                if last && let Some(strangers @ 1..) = self.strangers {
+                    self.strangers = Some(strangers - 1);
+                    if strangers == 1 {
+                        self.stand();
+                    }
+                }
+            }
+            DataMessage::Closed { connections } => {
+                for connection in connections {
+                    let Some(Place { worker, place }) = self.seated.get(&connection).copied() else {
+                        continue;
+                    };
+                    if self.prepared.workers[worker].bench.leave(place) {
+                        self.seated.remove(&connection);
+                    }
+                }
+            }
+            message => log::warn!("told something out of turn, which is ignored: {message:?}"),
+        }
+    }
+
+    fn sit(&mut self, Seat { adopted, slot }: Seat, socket: OwnedFd) {
+        if self.seated.contains_key(&adopted.connection) {
+            return;
+        }
+        let worker = self.next_worker;
+        self.next_worker = (worker + 1) % self.prepared.workers.len();
+        match self.prepared.workers[worker].bench.sit(Seated { index: slot, adopted, socket }) {
+            Ok(Some(place)) => _ = self.seated.insert(adopted.connection, Place { worker, place }),
+            Ok(None) => log::warn!("no memory to wait for connection {}", adopted.connection),
+            Err(late) => self.late.push(late),
+        }
+    }
+
+    /// All clients are known: from now on this process alone is enough to keep them.
+    fn stand(&mut self) {
+        let segment = &self.prepared.shared.segment;
+        if let (Ok(header), Ok(own)) = (segment.header(), ProcessIdentity::current()) {
+            segment.memory().store(&header.standby_process[1], own.start_time);
+            segment.memory().store(&header.standby_process[0], u64::from(own.pid));
+        }
+        self.say_standing();
+    }
+
+    fn say_standing(&self) {
+        // One that is gone need not be told.
+        let _ = control::send(self.origin.socket.as_fd(), &DataMessage::Standing, &[]);
+    }
+
+    /// Takes what the dead data server had told by its death.
+    fn hear_out(&mut self, link: &OwnedFd) {
+        loop {
+            match control::try_receive::<DataMessage>(link.as_fd()) {
+                Ok(Some((DataMessage::NewFront, sockets))) => self.meet(sockets),
+                Ok(Some((message, sockets))) => self.learn(message, sockets),
+                Ok(None) | Err(ControlError::Passing(PassingError::WouldBlock)) => return,
+                Err(error) => log::error!("data server: {error}"),
+            }
+        }
+    }
+
+    /// The workers serve; now all else of a data server is started.
+    fn into_server(self, options: &ServerOptions, began: Instant) -> anyhow::Result<Server> {
+        let seated: HashSet<u64> = self.seated.into_keys().collect();
+        let shared = &self.prepared.shared;
+        shared.connections.fetch_add(seated.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        let mut server = Server::new(options, self.prepared, self.origin, Begin::Later, &seated)?;
+        let late: HashSet<u64> = self.late.iter().map(|client| client.adopted.connection).collect();
+        self.late.into_iter().for_each(|client| server.seat_late(client));
+        server.say_holds(&seated);
+        server.say_holds(&late);
+        server.say_ready(StartKind::Attached, began)?;
+        Ok(server)
+    }
+}
+
+/// What the watching thread does when the data server that serves dies.
+struct TakingOver {
+    options: ServerOptions,
+    addresses: (String, String),
+    dead: LivenessPage,
+    shared: Arc<Shared>,
+    workers: Vec<Starter>,
+    front: Arc<Mutex<Arc<OwnedFd>>>,
+}
+
+impl TakingOver {
+    /// Waits, and takes over; gives the time at which the death was noticed.
+    fn run(self) -> anyhow::Result<Instant> {
+        let _alive = self.shared.liveness.claim(SLOT)?;
+        self.dead.await_death(MAIN_SLOT)?;
+        let noticed = Instant::now();
+        self.dead.await_all_dead()?;
+        start::take_over(&self.shared.table, &self.options.name)?;
+        self.shared.claim()?;
+        self.shared.inherit_clients();
+        let (tcp_address, unix_path) = &self.addresses;
+        start::introduce(&self.shared.segment, &self.options, None, (tcp_address, unix_path), true)?;
+        let front = Arc::clone(&self.front.lock().unwrap_or_else(PoisonError::into_inner));
+        self.workers.iter().for_each(|worker| worker.go(Arc::clone(&front)));
+        log::debug!("{:?} from the death to the workers", noticed.elapsed());
+        Ok(noticed)
+    }
+}
