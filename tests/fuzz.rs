@@ -11,8 +11,8 @@ use std::path::Path;
 
 use kvs_core::backup::record::{self, Kind};
 use kvs_core::wire::{
-    FRAME_HEADER_BYTES, KeyBytes, Request, RequestBody, Response, ResponseBody, SetCondition, encode_request,
-    encode_response,
+    FRAME_HEADER_BYTES, KeyBytes, Request, RequestBody, Response, ResponseBody, SESSION_TOKEN_BYTES,
+    SessionToken, SetCondition, encode_request, encode_response,
 };
 use kvs_harness::binaries::workspace;
 use kvs_harness::random::{Random, seed};
@@ -74,7 +74,11 @@ fn some_request(random: &mut Random) -> Vec<u8> {
     let key = [b'k', random.below(9) as u8];
     let value = if random.once_in(12) { some_bytes(random, 200_000) } else { some_bytes(random, 5_000) };
     let condition = if random.once_in(3) { SetCondition::IfAbsent } else { SetCondition::Always };
-    let body = match random.below(6) {
+    let token = SessionToken::new([random.below(3) as u8; SESSION_TOKEN_BYTES]);
+    let kinds = if random.once_in(4) { 8 } else { 6 };
+    let body = match random.below(kinds) {
+        7 => RequestBody::Session { token, attempt: random.below(4) },
+        6 => RequestBody::EndSession,
         0 => RequestBody::Get { key: &key },
         1 | 2 => RequestBody::Set { condition, key: &key, value: &value },
         3 => RequestBody::Delete { key: &key },
@@ -82,7 +86,9 @@ fn some_request(random: &mut Random) -> Vec<u8> {
         _ => RequestBody::List { prefix: &key[..1], cursor: random.below(3), limit: random.below(9) as u32 },
     };
     let mut frame = Vec::new();
-    encode_request(&mut frame, &Request { number: random.number() as u32, body });
+    // Small ones meet in a session.
+    let number = if random.once_in(2) { random.below(6) } else { random.number() };
+    encode_request(&mut frame, &Request { number: number as u32, body });
     frame
 }
 

@@ -7,7 +7,8 @@ use std::mem::{offset_of, size_of};
 
 use kvs_core::segment::Segment;
 use kvs_core::segment::layout::{
-    BACKUP_RING_BYTES, ConnectionSlot, EXTENT_BYTES, Header, PAGE_BYTES, WorkerSlot, round_up,
+    BACKUP_RING_BYTES, ConnectionSlot, EXTENT_BYTES, Header, PAGE_BYTES, SessionHead, SessionWindow,
+    WorkerSlot, round_up,
 };
 use kvs_core::sys::memory::{Damaged, Memory, View, WORD_BYTES, Word};
 use kvs_core::sys::robust_mutex::ROBUST_MUTEX_BYTES;
@@ -42,6 +43,8 @@ impl Pages {
             (0, regions.workers + slots(&header.worker_slots_reserved, size_of::<WorkerSlot>())),
             (regions.connections, slots(&header.connection_slots_reserved, size_of::<ConnectionSlot>())),
             (regions.rings, slots(&header.backup_rings_reserved, BACKUP_RING_BYTES as usize)),
+            (regions.session_heads, slots(&header.sessions_reserved, size_of::<SessionHead>())),
+            (regions.session_windows, slots(&header.sessions_reserved, size_of::<SessionWindow>())),
             (regions.data, header.extents_reserved.load() * EXTENT_BYTES),
         ];
         for index in 0..regions.shard_count {

@@ -7,8 +7,9 @@ use kvs_core::control::{Adopted, StatisticOwned, Transport};
 use kvs_core::limits::CAPACITY_BYTES_MIN;
 use kvs_core::segment::layout::ConnectionSlot;
 use kvs_core::segment::{Segment, SegmentView};
+use kvs_core::session::Sessions;
 use kvs_core::table::Table;
-use kvs_core::wire::{self, FRAME_HEADER_BYTES, PROTOCOL, Request, RequestBody};
+use kvs_core::wire::{self, FRAME_HEADER_BYTES, PROTOCOL, Request, RequestBody, SessionToken};
 
 use super::worker;
 
@@ -29,17 +30,23 @@ const NO_HELLO: u8 = 1;
 const IN_PIECES: u8 = 2;
 const READS_SLOWLY: u8 = 4;
 const SERVER_DIES: u8 = 8;
+const IN_SESSION: u8 = 16;
 
-/// Bytes from a client, behind a Hello or not, in pieces or not, as the first byte says. The answers are frames, and the segment
+/// Bytes from a client, behind a Hello or not, in a session or not, in pieces or not, as the first byte says. The answers are frames, and the segment
 /// is sound before and after the end, whether the connection is closed or its data server dies.
 pub fn connection(input: &[u8]) {
     let Some((&how, bytes)) = input.split_first() else { return };
     let segment = Segment::on_heap(CAPACITY_BYTES_MIN).expect("heap memory");
     segment.claim_worker(0).expect("heap memory");
     let table = Table::new(&segment).expect("just made");
-    let mut context = Context::new(&table, worker(&segment), &NoStatistics, 1 << 20, 8);
+    let sessions = Sessions::default();
+    let context = Context::new(&table, worker(&segment), &NoStatistics, 1 << 20, 8);
+    let mut context = context.with_sessions(&sessions);
     let mut connection = Connection::open(&segment, 0, ADOPTED).expect("room");
     let mut stream = if how & NO_HELLO == 0 { hello() } else { Vec::new() };
+    if how & IN_SESSION != 0 {
+        stream.extend_from_slice(&join(1));
+    }
     stream.extend_from_slice(bytes);
     let mut peer = Peer::new(how);
     peer.talk(&mut connection, &mut context, &stream).expect("sound");
@@ -66,6 +73,14 @@ fn assert_sound(segment: &Segment) {
 pub fn hello() -> Vec<u8> {
     let mut frame = Vec::new();
     let body = RequestBody::Hello { protocol: PROTOCOL, name: "fuzz", pid: 1 };
+    wire::encode_request(&mut frame, &Request { number: 0, body });
+    frame
+}
+
+/// The frame with which a client joins its session, as its connection number `attempt`.
+pub fn join(attempt: u64) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let body = RequestBody::Session { token: SessionToken::new(*b"sixteen of bytes"), attempt };
     wire::encode_request(&mut frame, &Request { number: 0, body });
     frame
 }

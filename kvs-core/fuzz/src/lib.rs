@@ -12,8 +12,11 @@ use kvs_core::connection::context::Context;
 use kvs_core::connection::{Connection, slot};
 use kvs_core::inspect;
 use kvs_core::limits::{CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN};
-use kvs_core::segment::layout::{ConnectionSlot, EXTENT_BYTES, Header, PAGE_BYTES, Regions, WorkerSlot};
+use kvs_core::segment::layout::{
+    ConnectionSlot, EXTENT_BYTES, Header, PAGE_BYTES, Regions, SessionHead, SessionWindow, WorkerSlot,
+};
 use kvs_core::segment::{Segment, SegmentView};
+use kvs_core::session::Sessions;
 use kvs_core::sys::memory::Damaged;
 use kvs_core::table::Table;
 use kvs_core::transaction::{self, Transaction, TransactionError};
@@ -26,7 +29,7 @@ mod frame;
 
 pub use backup::backup;
 pub use connection::connection;
-use connection::{ADOPTED, NoStatistics, Peer, hello};
+use connection::{ADOPTED, NoStatistics, Peer, hello, join};
 pub use control::control;
 pub use frame::frame;
 
@@ -111,6 +114,7 @@ fn look_into(view: &SegmentView) {
     let _ = inspect::memory::figures(view);
     let _ = inspect::slots::workers(view);
     let _ = inspect::slots::connections(view);
+    let _ = inspect::slots::sessions(view);
     for shard in 0..view.regions().shard_count {
         let _ = inspect::shards::figures(view, shard);
         let _ = inspect::shards::classes(view, shard);
@@ -162,17 +166,22 @@ fn use_table(table: &Table) {
 
 fn use_connection(table: &Table) {
     let segment = table.segment();
-    let mut context = Context::new(table, worker(segment), &NoStatistics, 1 << 20, 8);
+    let sessions = Sessions::default();
+    let context = Context::new(table, worker(segment), &NoStatistics, 1 << 20, 8);
+    let mut context = context.with_sessions(&sessions);
     let Ok(mut connection) = Connection::open(segment, 1, ADOPTED) else { return };
     let set = |key, value| RequestBody::Set { condition: SetCondition::Always, key, value };
-    let stream = requests(&[
-        RequestBody::Get { key: b"large" },
-        set(b"large", &[b'n'; 70_000]),
-        RequestBody::Get { key: b"large" },
-        RequestBody::List { prefix: b"key 1", cursor: 0, limit: 50 },
-        RequestBody::Increment { key: b"number", by: 1 },
-        RequestBody::Delete { key: b"large" },
-    ]);
+    let stream = requests(
+        2,
+        &[
+            RequestBody::Get { key: b"large" },
+            set(b"large", &[b'n'; 70_000]),
+            RequestBody::Get { key: b"large" },
+            RequestBody::List { prefix: b"key 1", cursor: 0, limit: 50 },
+            RequestBody::Increment { key: b"number", by: 1 },
+            RequestBody::Delete { key: b"large" },
+        ],
+    );
     if Peer::new(0).talk(&mut connection, &mut context, &stream).is_ok() {
         let _ = connection.close(&mut context);
     }
@@ -195,6 +204,9 @@ impl Change {
     }
 }
 
+/// First bytes from here on choose a part that has to do with sessions.
+const SESSION_PARTS_FROM: usize = 0xf0;
+
 /// Words to change: the first byte of twelve chooses a part of the segment and the kind of change, three the place in it, the
 /// others are the value.
 fn changes(input: &[u8], regions: &Regions) -> Vec<Change> {
@@ -208,11 +220,22 @@ fn changes(input: &[u8], regions: &Regions) -> Vec<Change> {
         slots(regions.connections, size_of::<ConnectionSlot>()),
         (regions.data, regions.data + 4 * EXTENT_BYTES),
     ];
+    // These came later, and what is kept in `seeds` means what it meant.
+    let session_parts = [
+        slots(regions.session_heads, 2 * size_of::<SessionHead>()),
+        slots(regions.session_windows, 2 * size_of::<SessionWindow>()),
+        slots(offset_of!(Header, sessions_reserved) as u64, 8),
+        slots(regions.connections + offset_of!(ConnectionSlot, session) as u64, 8),
+    ];
     parts.extend((0..regions.shard_count).map(|shard| slots(regions.bucket_region(shard), 4096)));
     let words = input.as_chunks::<12>().0.iter().take(64);
     words
         .map(|bytes| {
-            let (start, end) = parts[usize::from(bytes[0]) % parts.len()];
+            let part = usize::from(bytes[0]);
+            let (start, end) = match part.checked_sub(SESSION_PARTS_FROM) {
+                Some(part) => session_parts[part % session_parts.len()],
+                None => parts[part % parts.len()],
+            };
             let place = u64::from(u32::from_le_bytes([bytes[1], bytes[2], bytes[3], 0]));
             let value = bytes[4..].iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
             let offset = start + place % ((end - start) / 8) * 8;
@@ -221,24 +244,26 @@ fn changes(input: &[u8], regions: &Regions) -> Vec<Change> {
         .collect()
 }
 
-/// Fills an empty segment: small values, a large one, and a connection that has sent most of another.
+/// Fills an empty segment: small values, a large one, and a connection in a session that has sent most of another.
 fn fill(segment: &Segment) {
     segment.claim_worker(0).expect("memory");
     let table = Table::new(segment).expect("just made");
     for number in 0..400u32 {
         put(&table, &key_of(number), &vec![b'v'; number as usize * 5]);
     }
-    let mut context = Context::new(&table, worker(segment), &NoStatistics, 1 << 20, 8);
+    let sessions = Sessions::default();
+    let context = Context::new(&table, worker(segment), &NoStatistics, 1 << 20, 8);
+    let mut context = context.with_sessions(&sessions);
     let mut connection = Connection::open(segment, 0, ADOPTED).expect("room");
     let set = RequestBody::Set { condition: SetCondition::Always, key: b"large", value: &[b'l'; 90_000] };
-    let stream = requests(&[set.clone(), set]);
+    let stream = requests(1, &[RequestBody::Increment { key: b"number", by: 1 }, set.clone(), set]);
     let begun = &stream[..stream.len() - 20_000];
     Peer::new(0).talk(&mut connection, &mut context, begun).expect("sound");
 }
 
-/// A hello and the frames of `bodies`.
-fn requests(bodies: &[RequestBody<'_>]) -> Vec<u8> {
-    let mut stream = hello();
+/// A hello, the client's session joined again, and the frames of `bodies`.
+fn requests(attempt: u64, bodies: &[RequestBody<'_>]) -> Vec<u8> {
+    let mut stream = [hello(), join(attempt)].concat();
     for (number, body) in (1..).zip(bodies) {
         wire::encode_request(&mut stream, &Request { number, body: body.clone() });
     }
