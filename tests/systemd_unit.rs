@@ -40,7 +40,8 @@ fn systemd_unit_keeps_the_service_alive_with_the_data_server_alone() {
     let unit = binaries::workspace().join("kvs-front/systemd").join(UNIT);
     let text = fs::read_to_string(unit).expect("the unit is there");
     // Without the first the death of the front server ends the service; without the second the next one is not heard.
-    for line in ["ExitType=cgroup", "NotifyAccess=all", "Type=notify", "RemoveIPC=no"] {
+    let store = "FileDescriptorStoreMax=10003";
+    for line in ["ExitType=cgroup", "NotifyAccess=all", "Type=notify", "RemoveIPC=no", store] {
         assert!(text.lines().any(|found| found == line), "{line}");
     }
 }

@@ -15,7 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvs_core::control::Transport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::Shutdown;
 use rustix::time::{ClockId, clock_gettime};
+
+use crate::notify::DescriptorStore;
+use crate::stored::client_name;
 
 /// Number of a connection.
 pub type Number = u64;
@@ -32,6 +36,8 @@ pub struct Client {
 /// All clients, by number of the connection.
 pub struct Clients {
     table: Mutex<Table>,
+    /// Where their sockets outlive all processes, if anywhere.
+    store: Option<Arc<DescriptorStore>>,
 }
 
 struct Table {
@@ -65,7 +71,12 @@ impl Clients {
         // Neither is ever negative.
         let first = (now.tv_sec as u64) * 1_000_000 + (now.tv_nsec as u64) / 1_000;
         let table = Table { first, next: first, clients: HashMap::new(), waiting: VecDeque::new() };
-        Self { table: Mutex::new(table) }
+        Self { table: Mutex::new(table), store: None }
+    }
+
+    /// The same, with sockets that outlive all processes in `store`, if there is one.
+    pub fn kept_in(self, store: Option<Arc<DescriptorStore>>) -> Self {
+        Self { store, ..self }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -90,6 +101,9 @@ impl Clients {
         let number = table.next;
         table.next += 1;
         let client = Client { transport, socket: Arc::new(socket) };
+        if let Some(store) = &self.store {
+            store.keep(client_name(number, transport), Arc::clone(&client.socket));
+        }
         table.clients.insert(number, Place { client, owner: None });
         table.waiting.push_back(number);
         Ok(number)
@@ -130,7 +144,9 @@ impl Clients {
     pub fn remove(&self, numbers: &[Number]) {
         let mut table = self.table();
         for number in numbers {
-            table.clients.remove(number);
+            if let Some(place) = table.clients.remove(number) {
+                self.let_go(*number, &place.client);
+            }
         }
     }
 
@@ -170,6 +186,19 @@ impl Clients {
             }
         }
         orphans.len()
+    }
+
+    /// Ends the connection of a client whom nobody serves.
+    pub fn end(&self, number: Number, client: &Client) {
+        // It may be closed from the other side already.
+        let _ = rustix::net::shutdown(&client.socket, Shutdown::Both);
+        self.let_go(number, client);
+    }
+
+    fn let_go(&self, number: Number, client: &Client) {
+        if let Some(store) = &self.store {
+            store.let_go(client_name(number, client.transport));
+        }
     }
 
     /// Where TCP clients are.

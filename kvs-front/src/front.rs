@@ -18,9 +18,11 @@ use kvs_front::estate::Estate;
 use kvs_front::options::ServerOptions;
 use kvs_front::process;
 
-use crate::clients::Clients;
+use crate::clients::{Client, Clients, Number};
 use crate::descriptors::ConnectionLimit;
 use crate::link::Link;
+use crate::notify::DescriptorStore;
+use crate::stored;
 
 /// What the supervisor learns of.
 pub enum Event {
@@ -62,6 +64,8 @@ pub struct Front {
     pub events: Sender<Event>,
     /// When this process began.
     pub begun: Instant,
+    /// systemd's store for descriptors, where there is one.
+    store: Option<Arc<DescriptorStore>>,
     /// None once the store ends.
     estate: Mutex<Option<Estate>>,
     processes: Mutex<Processes>,
@@ -86,11 +90,13 @@ impl Front {
         events: Sender<Event>,
         begun: Instant,
     ) -> anyhow::Result<Self> {
+        let store = DescriptorStore::of_service().map(Arc::new);
         Ok(Self {
             limit,
             tcp_address: estate.tcp.local_addr().context("can't tell the TCP address")?,
             unix_path: estate.unix_file.path().to_path_buf(),
-            clients: Clients::new(),
+            clients: Clients::new().kept_in(store.clone()),
+            store,
             refused: AtomicU64::new(0),
             link: Link::new(),
             events,
@@ -116,6 +122,32 @@ impl Front {
         let estate = self.estate.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(estate) = estate {
             estate.remove_files();
+            // Who is started next begins anew.
+            self.store.iter().for_each(|store| stored::let_go_estate(store));
+        }
+    }
+
+    /// Has the listening sockets outlive all processes of the store, where that can be had.
+    pub fn keep_estate(&self) {
+        let estate = self.estate.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(store), Some(estate)) = (&self.store, &*estate) {
+            stored::keep_estate(store, estate);
+        }
+    }
+
+    /// The store has ended: nothing of it is to be kept.
+    pub fn finish(&self) {
+        self.end_estate();
+        self.store.iter().for_each(|store| store.finish());
+    }
+
+    /// Takes up clients who outlived all processes of the store.
+    pub fn restore(&self, clients: Vec<(Number, Client)>) {
+        if !clients.is_empty() {
+            log::info!("{} connections were kept by systemd", clients.len());
+        }
+        for (number, client) in clients {
+            self.clients.end(number, &client);
         }
     }
 

@@ -18,6 +18,8 @@ use kvs_front::options::{ConsoleMode, ServerOptions};
 use kvs_front::socket_file::SocketFile;
 use rustix::net::sockopt;
 
+use crate::stored::Stored;
+
 /// First port tried when no address is given.
 const PORT_FIRST: u16 = 9999;
 /// Ports tried when no address is given.
@@ -30,11 +32,11 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 const DYING_PATIENCE: Duration = Duration::from_millis(500);
 const DYING_PAUSE: Duration = Duration::from_millis(5);
 
-/// Opens all of them, and the operator's input.
+/// Opens all of them, but for those that were kept while no process of the store lived, and the operator's input.
 ///
 /// # Errors
 /// Which one can't be had, and why. Nothing is left of the others then.
-pub fn open(options: &ServerOptions) -> anyhow::Result<Estate> {
+pub fn open(options: &ServerOptions, stored: &mut Stored) -> anyhow::Result<Estate> {
     let unix_path = options.unix_path();
     let console_path = console_path(&unix_path);
     if console_path == unix_path {
@@ -47,8 +49,9 @@ pub fn open(options: &ServerOptions) -> anyhow::Result<Estate> {
         make_private_directory(&private_directory())?;
     }
     let input = console_input(options.console).context("can't keep standard input for the console")?;
-    let (unix, unix_file) = SocketFile::listen(&unix_path)?;
-    let opened = open_others(options, &console_path).inspect_err(|_| unix_file.remove());
+    let unix = stored.unix(&unix_path).map_or_else(|| SocketFile::listen(&unix_path), Ok);
+    let (unix, unix_file) = unix?;
+    let opened = open_others(options, &console_path, stored).inspect_err(|_| unix_file.remove());
     let (console, console_file, tcp) = opened?;
     Ok(Estate { tcp, unix, console, input, unix_file, console_file })
 }
@@ -56,10 +59,16 @@ pub fn open(options: &ServerOptions) -> anyhow::Result<Estate> {
 fn open_others(
     options: &ServerOptions,
     console_path: &Path,
+    stored: &mut Stored,
 ) -> anyhow::Result<(UnixListener, SocketFile, TcpListener)> {
-    let (console, file) = SocketFile::listen(console_path)?;
+    let console = stored.console(console_path).map_or_else(|| SocketFile::listen(console_path), Ok);
+    let (console, file) = console?;
     let opened = console.set_nonblocking(false).context("can't listen for the operator");
-    let tcp = opened.and_then(|()| listen_tcp(options.listen)).inspect_err(|_| file.remove())?;
+    let mut listen = || match stored.tcp(options.listen) {
+        Some(listener) => prepare_tcp(listener),
+        None => listen_tcp(options.listen),
+    };
+    let tcp = opened.and_then(|()| listen()).inspect_err(|_| file.remove())?;
     Ok((console, file, tcp))
 }
 
@@ -80,6 +89,11 @@ fn listen_tcp(wanted: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
         })?,
         None => first_free_port(PORT_FIRST)?,
     };
+    prepare_tcp(listener)
+}
+
+/// Makes a bound socket what the store needs.
+fn prepare_tcp(listener: TcpListener) -> anyhow::Result<TcpListener> {
     rustix::net::listen(&listener, BACKLOG).context("can't listen")?;
     listener.set_nonblocking(true).context("can't listen")?;
     set_options(&listener).context("can't set the options of the TCP socket")?;

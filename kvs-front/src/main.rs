@@ -18,7 +18,8 @@
 //! | [`console`] | the operator's lines, from the terminal and from a socket |
 //! | [`operator`] | what the operator's commands do |
 //! | [`upgrade`] | trying the programs on disk before a server gives way to them |
-//! | [`notify`] | telling systemd |
+//! | [`notify`] | telling systemd, and its store for descriptors |
+//! | [`stored`] | what that store kept while no process lived |
 //!
 //! The data server watches it in turn, and launches the next one, with `--inherited`, when it dies or hangs.
 //!
@@ -40,6 +41,7 @@ mod notify;
 mod operator;
 mod refuse;
 mod signals;
+mod stored;
 mod supervise;
 mod upgrade;
 
@@ -57,6 +59,7 @@ use rustix::fs::Mode;
 use front::Front;
 use inherit::Inherited;
 use signals::HangUp;
+use stored::Stored;
 use supervise::Supervisor;
 
 const ABOUT: &str = "\
@@ -112,11 +115,14 @@ fn start(mut options: ServerOptions, begun: Instant) -> anyhow::Result<()> {
     // Every data server has as many, and need not find out anew.
     options.fix_worker_count();
     let (events, happened) = unbounded();
-    let estate = listen::open(&options)?;
+    let mut stored = Stored::take();
+    let estate = listen::open(&options, &mut stored)?;
     let front = Arc::new(Front::new(options, limit, estate, events, begun)?);
+    front.keep_estate();
+    front.restore(stored.clients);
     let result = signals::watch(&front, HangUp::Ends)
         .and_then(|()| Supervisor::new(Arc::clone(&front), happened).run());
-    front.end_estate();
+    front.finish();
     result
 }
 
@@ -128,5 +134,7 @@ fn take_over(options: ServerOptions, begun: Instant) -> anyhow::Result<()> {
     let limit = descriptors::raise(&options)?;
     let front = Arc::new(Front::new(options, limit, estate, events, begun)?);
     signals::watch(&front, HangUp::of_successor())?;
-    Supervisor::new(front, happened).take_over(inherited)
+    Supervisor::new(Arc::clone(&front), happened).take_over(inherited)?;
+    front.finish();
+    Ok(())
 }

@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -74,6 +74,16 @@ impl SocketFile {
         let stat = rustix::fs::lstat(path).with_context(|| format!("can't look at {}", path.display()))?;
         let file = Self { path: path.to_path_buf(), identity: identity(&stat) };
         Ok((UnixListener::from(socket), file))
+    }
+
+    /// The file at `path` of a socket that listens there already; None when it doesn't, or the file is gone.
+    pub fn found(socket: &UnixListener, path: &Path) -> Option<Self> {
+        let address = socket.local_addr().ok()?;
+        let stat = rustix::fs::lstat(path).ok()?;
+        let is_there = address.as_pathname() == Some(path)
+            && FileType::from_raw_mode(stat.st_mode) == FileType::Socket
+            && UnixStream::connect(path).is_ok();
+        is_there.then(|| Self { path: path.to_path_buf(), identity: identity(&stat) })
     }
 
     /// One that another process made.

@@ -275,7 +275,9 @@ impl Supervisor {
         let mut options = self.front.options.clone();
         options.listen = Some(self.front.tcp_address);
         options.unix = Some(self.front.unix_path.clone());
-        Command::new(path).args(options.to_arguments()).stdout(Stdio::null()).exec()
+        // What systemd gave this process it has taken.
+        let mut command = Command::new(path);
+        command.args(options.to_arguments()).env_remove("LISTEN_FDS").stdout(Stdio::null()).exec()
     }
 
     /// Ends the store in order; whether the data server has done so.

@@ -8,8 +8,10 @@
 //! | [`fd_passing`] | descriptors through a unix socket (`SCM_RIGHTS`) |
 //! | [`stream_position`] | how far a stream got, asked of the kernel |
 //! | [`counted_send`] | sending so that the count survives the sender |
+//! | [`activation`] | descriptors that a service manager kept for this process |
 //! | [`process`] | who a process is, beyond a pid that may be reused |
 
+pub mod activation;
 pub mod counted_send;
 #[cfg(test)]
 pub mod crash;
