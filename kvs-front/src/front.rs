@@ -36,8 +36,9 @@ pub enum Event {
     Introduced,
     /// This front server can't take over, and why.
     Unable(String),
-    /// The data server shall give way to the program on disk.
-    RestartData,
+    /// The data server shall give way to the program on disk. Whoever asked is told the process id of the one that is going to take
+    /// over, or why there is none.
+    RestartData(Sender<Result<u32, String>>),
     /// Both servers shall give way to the programs on disk, which load the backup file: the segment is of no use to them.
     Reload,
     /// The store shall end.

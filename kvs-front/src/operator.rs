@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use kvs_core::control::{ClientInfo, StatisticOwned};
 use kvs_core::instance::ByteSize;
 use rustix::process::Signal;
@@ -25,6 +26,9 @@ restart front   exchanges the front server for the program on disk; clients noti
 restart data    exchanges the data server for the program on disk
 quit            ends both servers in order; the segment stays for an instant restart
 ";
+
+/// How long the supervisor may take to exchange the data server; it gives up before.
+const EXCHANGE_PATIENCE: Duration = Duration::from_secs(25);
 
 const SILENT: &str = "the data server does not answer; it may be starting, try again in a moment\n";
 
@@ -61,8 +65,6 @@ pub enum Then {
     Quit,
     /// This process ends as if it was killed: the data server launches the next.
     EndFront,
-    /// The data server is exchanged.
-    RestartData,
     /// Both servers are exchanged, and the backup file is loaded.
     Reload,
 }
@@ -78,7 +80,6 @@ impl Then {
                 return;
             }
             Self::Quit => Event::Quit,
-            Self::RestartData => Event::RestartData,
             Self::Reload => Event::Reload,
         };
         // The supervisor listens for as long as it runs.
@@ -127,8 +128,8 @@ fn restart_data(front: &Front, then: &mut Then) -> Result<String, String> {
     let pid = Numbers(&all).get("data_pid");
     log::info!("data server {pid} gives way to {}", tried.path.display());
     if tried.status.success() {
-        *then = Then::RestartData;
-        return Ok(format!("data server {pid} gives way to {}\n", tried.words));
+        let next = exchange_data(front)?;
+        return Ok(format!("data server {pid} gives way to {next}: {}\n", tried.words));
     }
     // Another layout: what is not in the backup file would be lost.
     upgrade::try_front().map_err(refused)?;
@@ -140,6 +141,20 @@ fn restart_data(front: &Front, then: &mut Then) -> Result<String, String> {
         "{}: the store ends in order, starts again and loads its backup file; connections end\n",
         tried.words
     ))
+}
+
+/// Has the supervisor exchange the data server; the process id of the one that takes over, which is ready to do so.
+fn exchange_data(front: &Front) -> Result<u32, String> {
+    let (reply, answer) = bounded(1);
+    // The supervisor listens for as long as it runs.
+    let _ = front.events.send(Event::RestartData(reply));
+    match answer.recv_timeout(EXCHANGE_PATIENCE) {
+        Ok(exchanged) => exchanged.map_err(|why| format!("{why}; the server that runs serves on\n")),
+        Err(RecvTimeoutError::Disconnected) => {
+            Err("the data server died meanwhile, or the store ends; look at the log\n".to_owned())
+        }
+        Err(RecvTimeoutError::Timeout) => Err("the store is busy; look at the log\n".to_owned()),
+    }
 }
 
 fn refused(error: anyhow::Error) -> String {

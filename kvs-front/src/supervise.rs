@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use kvs_core::control::{DataMessage, FrontMessage, StartKind};
 use kvs_core::segment::kept_aside_path;
 use kvs_core::wire::ErrorCode;
@@ -51,6 +51,9 @@ const START_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a data server that could not start has to end by itself, and to be reaped.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a standby may take until it could take over from a data server that is to be exchanged.
+const EXCHANGE_PATIENCE: Duration = Duration::from_secs(20);
+
 /// What a data server says of itself when it is ready.
 struct Readiness {
     pid: u32,
@@ -70,6 +73,14 @@ enum Start {
     Quit,
 }
 
+/// An exchange of the data server.
+struct Exchange {
+    /// Who asked for it.
+    reply: Sender<Result<u32, String>>,
+    /// When the standby has to stand by.
+    until: Instant,
+}
+
 /// Watches over the data server.
 pub struct Supervisor {
     front: Arc<Front>,
@@ -84,6 +95,8 @@ pub struct Supervisor {
     standby_pace: Pace,
     /// When the next standby may be launched.
     standby_due: Instant,
+    /// The data server is to give way to the standby, which was launched for this.
+    exchange: Option<Exchange>,
     /// All clients of a data server that was there before this front server are known.
     knows_all: bool,
 }
@@ -104,6 +117,7 @@ impl Supervisor {
             standby: None,
             standby_pace: Pace::new(now),
             standby_due: now,
+            exchange: None,
             knows_all: true,
         }
     }
@@ -211,8 +225,8 @@ impl Supervisor {
     /// Keeps a data server serving until the store shall end, and ends it.
     fn serve(mut self, mut server: DataServer) -> anyhow::Result<()> {
         let last = loop {
-            let due = self.tend_standby(&server);
-            match self.next_event(due) {
+            let due = [self.tend_standby(&server), self.tend_exchange(&server)];
+            match self.next_event(due.into_iter().flatten().min()) {
                 Some(Event::Quit) => break Some(server),
                 Some(event) if self.is_end_of(&server, &event) => {
                     if matches!(event, Event::Said(..)) {
@@ -231,8 +245,7 @@ impl Supervisor {
                     self.knows_all = true;
                     self.accept()?;
                 }
-                // Its death is noticed as any other's, and the next one is launched from what is on disk.
-                Some(Event::RestartData) => server.kill(),
+                Some(Event::RestartData(reply)) => self.begin_exchange(&server, reply),
                 Some(Event::Reload) => return self.reload(&server),
                 Some(Event::Unable(why)) => bail!("can't take over all clients: {why}"),
                 Some(event) => self.hear_of_standby(&server, event),
@@ -316,6 +329,8 @@ impl Supervisor {
     /// should end.
     fn replace(&mut self, dead: &DataServer) -> Result<DataServer, Option<DataServer>> {
         let noticed = Instant::now();
+        // It died before it was to; whoever asked is told by the end of the channel.
+        self.exchange = None;
         self.heart.forget();
         self.front.link.disconnect();
         dead.fence();
@@ -435,6 +450,62 @@ impl Supervisor {
         }
     }
 
+    /// Launches a standby from what is on disk, in the place of the one that there is, to take over as soon as it can.
+    fn begin_exchange(&mut self, active: &DataServer, reply: Sender<Result<u32, String>>) {
+        if self.exchange.is_some() {
+            // Who asked may have given up; so below.
+            let _ = reply.send(Err("the data server is being exchanged already".to_owned()));
+            return;
+        }
+        self.dismiss_standby(active);
+        match self.launch_standby(active) {
+            Ok(standby) => {
+                log::info!(
+                    "launched standby {}, for which data server {} is to give way",
+                    standby.pid,
+                    active.pid
+                );
+                self.standby = Some(standby);
+                self.exchange = Some(Exchange { reply, until: Instant::now() + EXCHANGE_PATIENCE });
+            }
+            Err(error) => _ = reply.send(Err(format!("the next one can't be launched: {error:#}"))),
+        }
+    }
+
+    /// Gives up an exchange that takes too long; gives the time at which it does.
+    fn tend_exchange(&mut self, active: &DataServer) -> Option<Instant> {
+        let until = self.exchange.as_ref()?.until;
+        if Instant::now() < until {
+            return Some(until);
+        }
+        self.dismiss_standby(active);
+        self.put_standby_off();
+        self.fail_exchange(&format!("the next one is not ready after {} s", EXCHANGE_PATIENCE.as_secs()));
+        None
+    }
+
+    fn fail_exchange(&mut self, why: &str) {
+        if let Some(exchange) = self.exchange.take() {
+            log::error!("the data server is not exchanged: {why}");
+            let _ = exchange.reply.send(Err(why.to_owned()));
+        }
+    }
+
+    /// Ends the standby, if there is one.
+    fn dismiss_standby(&mut self, active: &DataServer) {
+        if let Some(standby) = self.standby.take() {
+            standby.fence();
+            self.forget_standby(active);
+        }
+    }
+
+    fn forget_standby(&mut self, active: &DataServer) {
+        self.heart.forget_standby();
+        if let Err(error) = active.tell(&FrontMessage::NoStandby) {
+            log::debug!("can't tell data server {}: {error}", active.pid);
+        }
+    }
+
     fn launch_standby(&mut self, active: &DataServer) -> anyhow::Result<DataServer> {
         self.generation += 1;
         let segment = self.segment.as_ref().context("there is no segment yet")?;
@@ -475,19 +546,22 @@ impl Supervisor {
                 DataMessage::Standing => {
                     log::debug!("standby {} stands by", standby.pid);
                     self.standby_pace.ready();
+                    if let Some(exchange) = self.exchange.take() {
+                        let _ = exchange.reply.send(Ok(standby.pid));
+                        active.kill();
+                    }
                 }
-                DataMessage::Failed { message } => log::error!("standby {}: {message}", standby.pid),
+                DataMessage::Failed { message } => {
+                    log::error!("standby {}: {message}", standby.pid);
+                    self.fail_exchange(&message);
+                }
                 _ => {}
             },
             Event::Dead(generation) if generation == standby.generation => {
                 log::warn!("standby {} died; launching the next", standby.pid);
-                standby.fence();
-                self.standby = None;
-                self.heart.forget_standby();
-                if let Err(error) = active.tell(&FrontMessage::NoStandby) {
-                    log::debug!("can't tell data server {}: {error}", active.pid);
-                }
+                self.dismiss_standby(active);
                 self.put_standby_off();
+                self.fail_exchange("the next one died at its start");
             }
             _ => {}
         }
