@@ -163,6 +163,7 @@ impl Statistics for Shared {
             ("connection_buffer_bytes", Number(usage.buffer_bytes)),
             ("descriptors_front", descriptors(front)),
             ("descriptors_data", descriptors(data)),
+            ("descriptors_standby", descriptors(standby)),
             ("workers", Number(self.workers as u64)),
             ("entries", Number(totals.entries)),
             ("content_bytes", Number(totals.content_bytes)),

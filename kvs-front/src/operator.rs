@@ -223,6 +223,10 @@ fn status(front: &Front) -> String {
         Some(all) => page.line("data server", data_server(&Numbers(all))),
         None => page.line("data server", "not serving; the next one is starting"),
     }
+    match data.as_ref().map_or(0, |all| Numbers(all).get("standby_pid")) {
+        0 => page.line("standby", "none"),
+        pid => page.line("standby", format_args!("pid {pid}")),
+    }
     let refused = front.refused.load(Ordering::Relaxed);
     page.line(
         "connections",
@@ -282,13 +286,14 @@ fn contents(page: &mut Page, numbers: &Numbers<'_>) {
     page.line(
         "held",
         format_args!(
-            "{} connection slots of {}, {} buffers ({}), {} + {} descriptors",
+            "{} connection slots of {}, {} buffers ({}), {} + {} + {} descriptors",
             grouped(numbers.get("connection_slots")),
             grouped(numbers.get("connection_slots_reserved")),
             grouped(numbers.get("connection_buffers")),
             size("connection_buffer_bytes"),
             grouped(numbers.get("descriptors_front")),
             grouped(numbers.get("descriptors_data")),
+            grouped(numbers.get("descriptors_standby")),
         ),
     );
     let request = |name: &str| format!("{name} {}", grouped(numbers.get(&format!("requests_{name}"))));
