@@ -224,6 +224,7 @@ impl<'s> Connection<'s> {
     /// Whether something was received that is not executed, perhaps for want of the rest.
     pub fn has_input(&self) -> bool {
         self.executed < self.received
+            || self.assembly.as_ref().is_some_and(|value| self.executed == value.end)
     }
 
     /// How the client is connected.
