@@ -235,7 +235,7 @@ fn clients_that_come_and_leave_while_servers_die_leave_nothing() {
     let ready = store.ready().clone();
     fill(&store);
     let weather = Weather::new();
-    let mut conductor = Conductor::new(&store, &weather, Random::new(random.number()), Victims::Front, false);
+    let mut conductor = Conductor::new(&store, &weather, Random::new(random.number()), Victims::All, true);
     conductor.kill_each_once();
     let before = belongings(store.place());
     let mut all = Tally::default();
