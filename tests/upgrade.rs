@@ -208,6 +208,32 @@ fn upgrade_to_a_program_that_does_not_start_exchanges_nothing() {
 }
 
 #[test]
+fn upgrade_to_servers_that_speak_otherwise_exchanges_both_at_once() {
+    let upgradable = Upgradable::start(Launch::new());
+    let mut client = Client::connect(upgradable.store.address()).expect("served");
+    client.set("key", "value").expect("stored");
+    let speaks_otherwise = |name: &str| {
+        let real = binaries::program(name);
+        format!(
+            "#!/bin/sh\n[ \"$1\" = --probe ] && echo {name} 9.9 speaks otherwise && exit 4\nexec {} \"$@\"\n",
+            real.display()
+        )
+    };
+    for name in ["kvs-front", "kvs-data"] {
+        upgradable.put(name, speaks_otherwise(name).as_bytes(), 0o755);
+    }
+    let output = upgradable.restart("front");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("`restart data` exchanges both"), "{said}");
+    let said = done(&upgradable.restart("data"));
+    assert!(said["said"].as_str().unwrap_or_default().contains("speaks otherwise"), "{said}");
+    assert_eq!(said["removed"], Value::Null);
+    eventually("the client is served again", SOON, || client.get("key").is_ok());
+    assert_eq!(client.get("key").expect("served"), Some(b"value".to_vec()));
+    assert!(upgradable.store.place().log().contains("ending"));
+}
+
+#[test]
 fn upgrade_to_another_layout_loads_the_backup_file() {
     const KEYS: usize = 10_000;
     let upgradable = Upgradable::start(Launch::new());

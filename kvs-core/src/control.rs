@@ -98,6 +98,10 @@ pub struct Seat {
     pub slot: u64,
 }
 
+/// Version of the messages; raised with every change of one, so that an upgrade does not put two releases together that don't
+/// understand each other.
+pub const CONTROL_VERSION: u32 = 1;
+
 /// What a data server is launched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {

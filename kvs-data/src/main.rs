@@ -40,10 +40,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use clap::Parser;
+use kvs_core::control::CONTROL_VERSION;
 use kvs_core::segment::layout::LAYOUT_VERSION;
 use kvs_core::segment::{SegmentError, SegmentView};
 use kvs_front::options::{ServerOptions, parse_or_exit, start_logging};
-use kvs_front::{process, program};
+use kvs_front::{probe, process, program};
 use signal_hook::consts::SIGXFSZ;
 
 /// The data server of kvs.
@@ -60,21 +61,20 @@ struct Options {
     #[arg(long, hide = true)]
     controlled: bool,
 
-    /// Say whether this program can attach to the segment of the instance, and end
+    /// Say whether this program understands a front server whose messages have this version, and can attach to the segment of
+    /// the instance; and end
     #[arg(long, hide = true)]
-    probe: bool,
+    probe: Option<u32>,
 }
 
 /// Descriptors besides those of clients, as far as the table of them is concerned.
 const OWN_DESCRIPTORS: u64 = 256;
-/// Exit status of `--probe`: the segment is of another layout.
-const EXIT_OTHER_LAYOUT: u8 = 3;
 
 fn main() -> ExitCode {
     let begun = Instant::now();
     let options: Options = parse_or_exit();
-    if options.probe {
-        return probe(&options.server);
+    if let Some(control) = options.probe {
+        return probe(&options.server, control);
     }
     if !options.controlled {
         return become_front(&options.server);
@@ -96,21 +96,27 @@ fn main() -> ExitCode {
 }
 
 /// What the front server wants to know of a program that is to take the place of a data server: that it starts, and whether it
-/// knows the layout of the segment.
-fn probe(options: &ServerOptions) -> ExitCode {
+/// understands the front server and the segment.
+fn probe(options: &ServerOptions, control: u32) -> ExitCode {
     let version = env!("CARGO_PKG_VERSION");
     match SegmentView::open(&options.name.segment_path()) {
-        Ok(_) => {
-            println!("kvs-data {version}, layout {LAYOUT_VERSION}");
-            ExitCode::SUCCESS
-        }
         Err(SegmentError::Layout { found, .. }) => {
             println!("kvs-data {version} has layout {LAYOUT_VERSION}, the segment has layout {found}");
-            EXIT_OTHER_LAYOUT.into()
+            probe::OTHER_LAYOUT.into()
         }
         Err(error) => {
             println!("kvs-data {version}: {error}");
             ExitCode::FAILURE
+        }
+        Ok(_) if control != CONTROL_VERSION => {
+            println!(
+                "kvs-data {version} speaks control version {CONTROL_VERSION}, the front server version {control}"
+            );
+            probe::OTHER_CONTROL.into()
+        }
+        Ok(_) => {
+            println!("kvs-data {version}, layout {LAYOUT_VERSION}");
+            ExitCode::SUCCESS
         }
     }
 }

@@ -39,8 +39,12 @@ pub enum Event {
     /// The data server shall give way to the program on disk. Whoever asked is told the process id of the one that is going to take
     /// over, or why there is none.
     RestartData(Sender<Result<u32, String>>),
-    /// Both servers shall give way to the programs on disk, which load the backup file: the segment is of no use to them.
-    Reload,
+    /// Both servers shall give way to the programs on disk. These attach to the segment, or it is of no use to them, and they
+    /// load the backup file.
+    Reload {
+        /// Whether they attach.
+        attach: bool,
+    },
     /// The store shall end.
     Quit,
 }

@@ -7,6 +7,7 @@
 //! | [`estate`] | listening sockets and what else outlives a front server |
 //! | [`socket_file`] | a unix socket and its file, of which nobody is robbed |
 //! | [`pace`] | how soon the next attempt to launch a server may be made |
+//! | [`probe`] | what a program says that is tried before an upgrade |
 //! | [`process`] | killing a process for certain |
 //! | [`log_output`] | standard error, for which nobody waits |
 #![forbid(unsafe_code)]
@@ -15,6 +16,7 @@ pub mod estate;
 pub mod log_output;
 pub mod options;
 pub mod pace;
+pub mod probe;
 pub mod process;
 pub mod program;
 pub mod socket_file;

@@ -52,8 +52,9 @@ use std::time::Instant;
 
 use clap::Parser;
 use crossbeam_channel::unbounded;
+use kvs_core::control::CONTROL_VERSION;
 use kvs_front::options::{ServerOptions, parse_or_exit, start_logging};
-use kvs_front::process;
+use kvs_front::{probe, process};
 use rustix::fs::Mode;
 
 use front::Front;
@@ -85,11 +86,18 @@ struct Options {
     /// Started by kvs-data, which is at the other end of standard input, in the place of a front server that died
     #[arg(long, hide = true)]
     inherited: bool,
+
+    /// Say whether this program understands a data server whose messages have this version, and end
+    #[arg(long, hide = true)]
+    probe: Option<u32>,
 }
 
 fn main() -> ExitCode {
     let begun = Instant::now();
     let options: Options = parse_or_exit();
+    if let Some(control) = options.probe {
+        return probe(control);
+    }
     start_logging(&options.server.log_level);
     process::abort_on_panic();
     if options.inherited
@@ -106,6 +114,19 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the front server that runs wants to know of a program that is to take its place.
+fn probe(control: u32) -> ExitCode {
+    let version = env!("CARGO_PKG_VERSION");
+    if control != CONTROL_VERSION {
+        println!(
+            "kvs-front {version} speaks control version {CONTROL_VERSION}, the data server version {control}"
+        );
+        return probe::OTHER_CONTROL.into();
+    }
+    println!("kvs-front {version}");
+    ExitCode::SUCCESS
 }
 
 fn start(mut options: ServerOptions, begun: Instant) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ use rustix::process::Signal;
 
 use crate::clients::Number;
 use crate::front::{Event, Front};
-use crate::upgrade;
+use crate::upgrade::{self, Fit};
 
 const HELP: &str = "\
 status          where the store listens, who serves it, how full it is
@@ -65,7 +65,9 @@ pub enum Then {
     Quit,
     /// This process ends as if it was killed: the data server launches the next.
     EndFront,
-    /// Both servers are exchanged, and the backup file is loaded.
+    /// Both servers are exchanged at once, and the next ones attach to the segment.
+    ExchangeBoth,
+    /// Both servers are exchanged at once, and the next ones load the backup file.
     Reload,
 }
 
@@ -80,7 +82,8 @@ impl Then {
                 return;
             }
             Self::Quit => Event::Quit,
-            Self::Reload => Event::Reload,
+            Self::ExchangeBoth => Event::Reload { attach: true },
+            Self::Reload => Event::Reload { attach: false },
         };
         // The supervisor listens for as long as it runs.
         let _ = front.events.send(event);
@@ -115,6 +118,9 @@ pub fn obey(front: &Front, line: &str) -> Answer {
 /// Only if the next front server can be launched, and there is a data server to do so.
 fn restart_front(front: &Front, then: &mut Then) -> Result<String, String> {
     let tried = upgrade::try_front().map_err(refused)?;
+    if tried.fit != Fit::Whole {
+        return Err(format!("{}; `restart data` exchanges both at once\n", tried.words));
+    }
     front.link.statistics().ok_or_else(|| SILENT.to_owned())?;
     log::info!("front server {} gives way to {}", std::process::id(), tried.path.display());
     *then = Then::EndFront;
@@ -127,12 +133,16 @@ fn restart_data(front: &Front, then: &mut Then) -> Result<String, String> {
     let all = front.link.statistics().ok_or_else(|| SILENT.to_owned())?;
     let pid = Numbers(&all).get("data_pid");
     log::info!("data server {pid} gives way to {}", tried.path.display());
-    if tried.status.success() {
+    if tried.fit == Fit::Whole {
         let next = exchange_data(front)?;
         return Ok(format!("data server {pid} gives way to {next}: {}\n", tried.words));
     }
-    // Another layout: what is not in the backup file would be lost.
     upgrade::try_front().map_err(refused)?;
+    if tried.fit == Fit::OtherControl {
+        *then = Then::ExchangeBoth;
+        return Ok(format!("{}: the store ends in order and starts again; connections end\n", tried.words));
+    }
+    // Another layout: what is not in the backup file would be lost.
     if let Some((_, StatisticOwned::Text(error))) = all.iter().find(|(name, _)| name == "backup_error") {
         return Err(format!("{}, and the backup file is not complete: {error}\n", tried.words));
     }

@@ -246,7 +246,7 @@ impl Supervisor {
                     self.accept()?;
                 }
                 Some(Event::RestartData(reply)) => self.begin_exchange(&server, reply),
-                Some(Event::Reload) => return self.reload(&server),
+                Some(Event::Reload { attach }) => return self.reload(&server, attach),
                 Some(Event::Unable(why)) => bail!("can't take over all clients: {why}"),
                 Some(event) => self.hear_of_standby(&server, event),
                 // The front itself holds a sender: it is time for a standby.
@@ -263,20 +263,28 @@ impl Supervisor {
         self.wind_down(server);
     }
 
-    /// Ends the store in order, and starts it again from the programs on disk, in this process's place: they don't know the
-    /// segment's layout, so it is kept aside, and what it has is loaded from the backup file.
-    fn reload(mut self, server: &DataServer) -> anyhow::Result<()> {
-        if !self.wind_down(Some(server)) {
-            bail!(
-                "the data server did not end in order, so the backup file may not have everything; the segment stays. Start \
-                 the version that made it, and try again"
-            );
+    /// Ends the store in order, and starts it again from the programs on disk, in this process's place. When they can't `attach` to
+    /// the segment it is kept aside, and what it has is loaded from the backup file.
+    fn reload(mut self, server: &DataServer, attach: bool) -> anyhow::Result<()> {
+        let in_order = self.wind_down(Some(server));
+        if !attach {
+            if !in_order {
+                bail!(
+                    "the data server did not end in order, so the backup file may not have everything; the segment stays. \
+                     Start the version that made it, and try again"
+                );
+            }
+            self.keep_segment_aside()?;
         }
+        Err(self.become_next().into())
+    }
+
+    fn keep_segment_aside(&self) -> anyhow::Result<()> {
         let path = self.front.options.name.segment_path();
         let kept = kept_aside_path(&path);
         std::fs::rename(&path, &kept).with_context(|| format!("can't keep {} aside", path.display()))?;
         log::info!("{} is kept as {}", path.display(), kept.display());
-        Err(self.become_next().into())
+        Ok(())
     }
 
     /// Becomes the front server that is on disk, at the same addresses. The ready line was printed once.

@@ -9,24 +9,33 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use kvs_front::{process, program};
+use kvs_core::control::CONTROL_VERSION;
+use kvs_front::{probe, process, program};
 
 /// How long a program may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What it says is cut off here, in bytes; more than a pipe holds it can't say at all.
 const WORDS_BYTES_MAX: u64 = 4096;
-/// Exit status of `kvs-data --probe` when it can't attach to the segment, but could load the backup file.
-pub const EXIT_OTHER_LAYOUT: i32 = 3;
-
-/// A program that was tried.
+/// A program that was tried, and starts.
 #[derive(Debug)]
 pub struct Tried {
     /// Where it lies.
     pub path: PathBuf,
     /// What it says of itself.
     pub words: String,
-    /// How it ended.
-    pub status: ExitStatus,
+    /// What it is good for.
+    pub fit: Fit,
+}
+
+/// How a program fits the store that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    /// It can take the place of a server at once.
+    Whole,
+    /// Only together with the other server's program: these two don't understand each other.
+    OtherControl,
+    /// Only together with the other server's program, and by way of the backup file: it can't attach to the segment.
+    OtherLayout,
 }
 
 /// The front server's program on disk.
@@ -34,30 +43,30 @@ pub struct Tried {
 /// # Errors
 /// Why it can't be started, for the operator.
 pub fn try_front() -> anyhow::Result<Tried> {
-    let tried = run("kvs-front", &["--version"])?;
-    succeeded(tried)
+    run("kvs-front", &[])
 }
 
-/// The data server's program on disk, and whether it can attach to the segment of the instance `name`: its status is
-/// [`EXIT_OTHER_LAYOUT`] when it can't.
+/// The data server's program on disk, for the instance `name`.
 ///
 /// # Errors
 /// Why it can't be started, for the operator.
 pub fn try_data(name: &str) -> anyhow::Result<Tried> {
-    let tried = run("kvs-data", &["--probe", "--name", name])?;
-    if tried.status.code() == Some(EXIT_OTHER_LAYOUT) { Ok(tried) } else { succeeded(tried) }
+    run("kvs-data", &["--name", name])
 }
 
-fn succeeded(tried: Tried) -> anyhow::Result<Tried> {
-    if !tried.status.success() {
-        bail!("{} does not start ({}): {}", tried.path.display(), tried.status, tried.words);
+fn fit(status: ExitStatus) -> Option<Fit> {
+    match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(0) => Some(Fit::Whole),
+        Some(probe::OTHER_CONTROL) => Some(Fit::OtherControl),
+        Some(probe::OTHER_LAYOUT) => Some(Fit::OtherLayout),
+        _ => None,
     }
-    Ok(tried)
 }
 
 fn run(program: &str, arguments: &[&str]) -> anyhow::Result<Tried> {
     let path = program::find(program).map_err(|error| anyhow::anyhow!("{error}"))?;
     let mut child = Command::new(&path)
+        .args(["--probe", &CONTROL_VERSION.to_string()])
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -75,10 +84,13 @@ fn run(program: &str, arguments: &[&str]) -> anyhow::Result<Tried> {
         bail!("{} said nothing for {} s", path.display(), PATIENCE.as_secs());
     }
     let words = words(&mut child);
-    if !words.starts_with(program) && status.success() {
-        bail!("{} is another program: it says {words:?}", path.display());
+    match fit(status) {
+        None => bail!("{} does not start ({status}): {words}", path.display()),
+        Some(_) if !words.starts_with(program) => {
+            bail!("{} is another program: it says {words:?}", path.display())
+        }
+        Some(fit) => Ok(Tried { path, words, fit }),
     }
-    Ok(Tried { path, words, status })
 }
 
 /// What an ended child has written, in one line. Nothing in it may move the operator's cursor.
