@@ -16,8 +16,10 @@ trap 'end >/dev/null 2>&1' EXIT
 
 kvs-front --name "$name" --listen 127.0.0.1:0 --unix "$directory/sock" --backup "$directory/backup" --console off \
     >"$directory/ready" 2>"$directory/log" &
+# The shell is not to say that it was killed.
+disown
 for _ in {1..400}; do
-    grep -q '^ready' "$directory/ready" && break
+    grep -qs '^ready' "$directory/ready" && break
     sleep 0.05
 done
 address=$(sed 's/.* tcp=\([^ ]*\) .*/\1/' "$directory/ready")
