@@ -27,7 +27,7 @@ fn layout_page_has_every_field_where_it_is() {
             identity_checksum clean data_process front_process data_restarts front_restarts created_ns value_bytes_max
             connection_slots_reserved extents_reserved reserved_bytes arena_lock tcp_address unix_path
             worker_slots_reserved backup_rings_reserved loading backup backup_next data_heartbeat front_heartbeat
-            standby_process sessions_reserved spare),
+            standby_process standby_stands sessions_reserved spare),
         fields!(BackupMark: generation position sequence chain),
         fields!(Shard: lock geometry reserved_bytes quarantined reserved next_version entries content_bytes
             reserved_counters partial slabs spare),

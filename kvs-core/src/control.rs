@@ -107,6 +107,8 @@ pub const CONTROL_VERSION: u32 = 1;
 pub enum Role {
     /// To serve. Nobody has served the segment before, or no client of that time is left.
     First,
+    /// To serve a segment of which no process is left, though somebody has kept its clients' sockets, which follow.
+    Heir,
     /// To serve in the place of one that died, whose clients' sockets follow. Descriptor: the segment.
     Successor,
     /// To take over when the one that serves dies. Descriptors: the segment, the liveness page of the one that serves, and the
@@ -118,7 +120,7 @@ impl Role {
     /// How many descriptors go with it.
     pub const fn descriptors(self) -> usize {
         match self {
-            Role::First => 0,
+            Role::First | Role::Heir => 0,
             Role::Successor => 1,
             Role::Standby => 3,
         }

@@ -87,16 +87,17 @@ fn receive_start(socket: OwnedFd) -> anyhow::Result<(LivenessPage, Told, Origin,
     let mut next = || descriptors.next().context("a descriptor is missing from Start");
     let process = next()?;
     let liveness = LivenessPage::attach(next()?).context("can't map the liveness page")?;
-    let segment = if role == Role::First { None } else { Some(next()?) };
+    let segment = if role.descriptors() == 0 { None } else { Some(next()?) };
     let watched = match role {
-        Role::First | Role::Successor => None,
+        Role::First | Role::Heir | Role::Successor => None,
         Role::Standby => {
             let page = next()?;
             let liveness = LivenessPage::attach(page).context("can't map the other's liveness page")?;
             Some(Watched { liveness, link: next()? })
         }
     };
-    let told = Told { front, tcp_address, unix_path, segment };
+    let inherits = role != Role::First;
+    let told = Told { front, tcp_address, unix_path, segment, inherits };
     let socket = Arc::new(socket);
     let process = Some(Arc::new(process));
     Ok((liveness, told, Origin { socket, front, process, group, estate, quit }, watched))
@@ -173,10 +174,11 @@ fn begin(
     origin: Origin,
     begun: Instant,
 ) -> anyhow::Result<Server> {
+    let inherits = told.inherits;
     let Started { segment, table, start, begin } = start::open(options, told)?;
     let prepared = Prepared::new(options, &table, liveness, begun)?;
     prepared.shared.claim()?;
-    if matches!(begin, Begin::Later) {
+    if inherits {
         prepared.shared.inherit_clients();
     }
     let front = Arc::clone(&origin.socket);
@@ -329,6 +331,14 @@ impl Server {
             log::debug!("can't tell standby {process}: {error}");
             return;
         }
+        if let Ok(header) = self.shared.segment.header() {
+            let memory = self.shared.segment.memory();
+            memory.store(&header.standby_stands, 0);
+            memory.store(&header.standby_process[0], 0);
+            memory.store(&header.standby_process[1], process.start_time);
+            // From now on it takes over.
+            memory.store(&header.standby_process[0], u64::from(process.pid));
+        }
         self.fronts.set_standby(Some(peer));
         for worker in &self.workers {
             worker.send(Command::IntroduceToStandby { socket: Arc::clone(&link) });
@@ -341,6 +351,7 @@ impl Server {
         self.standby = None;
         if let Ok(header) = self.shared.segment.header() {
             self.shared.segment.memory().store(&header.standby_process[0], 0);
+            self.shared.segment.memory().store(&header.standby_stands, 0);
         }
     }
 

@@ -139,8 +139,9 @@ impl Statistics for Shared {
         let Ok(header) = self.segment.header() else { return Vec::new() };
         let totals = self.table.totals();
         let usage = Usage::of(&self.segment).unwrap_or_default();
-        let [front, data, standby] = [&header.front_process, &header.data_process, &header.standby_process]
-            .map(|words| words[0].load());
+        let [front, data] = [&header.front_process, &header.data_process].map(|words| words[0].load());
+        // Before that it could not keep every connection.
+        let standby = header.standby_stands.load();
         let descriptors = |pid: u64| {
             let count = u32::try_from(pid).ok().and_then(open_descriptors);
             count.map_or(Absent, Number)

@@ -9,7 +9,8 @@
 //! Invariants
 //! - It reads nothing from a socket and changes nothing in the segment, but to say that it stands, before every thread of the data
 //!   server that serves is proven dead.
-//! - It takes over unasked: there need not be a front server. One that decides otherwise proves it dead first.
+//! - It takes over unasked: there need not be a front server. One that decides otherwise proves it dead first. And it takes over
+//!   only if the data server that died had named it in the segment: so there are never two, whoever launched how many.
 //! - A client has been introduced to it before it is served, so this process alone is enough to keep the connection.
 //!
 //! It costs a process with its threads asleep, a descriptor for each client, and the memory of the segment mapped.
@@ -261,9 +262,8 @@ impl Standby {
     /// All clients are known: from now on this process alone is enough to keep them.
     fn stand(&mut self) {
         let segment = &self.prepared.shared.segment;
-        if let (Ok(header), Ok(own)) = (segment.header(), ProcessIdentity::current()) {
-            segment.memory().store(&header.standby_process[1], own.start_time);
-            segment.memory().store(&header.standby_process[0], u64::from(own.pid));
+        if let Ok(header) = segment.header() {
+            segment.memory().store(&header.standby_stands, u64::from(std::process::id()));
         }
         self.say_standing();
     }
@@ -311,12 +311,23 @@ struct TakingOver {
 }
 
 impl TakingOver {
+    /// Only the standby that the dead data server had named may go on. One that was launched by a front server which died before
+    /// it could say so is known to nobody, and others may take over.
+    fn check_designation(&self) -> anyhow::Result<()> {
+        let named = &self.shared.segment.header()?.standby_process;
+        let own = ProcessIdentity::current().context("can't learn my own start time")?;
+        let is_own = named[0].load() == u64::from(own.pid) && named[1].load() == own.start_time;
+        anyhow::ensure!(is_own, "the data server died before it had named this standby; another one goes on");
+        Ok(())
+    }
+
     /// Waits, and takes over; gives the time at which the death was noticed.
     fn run(self) -> anyhow::Result<Instant> {
         let _alive = self.shared.liveness.claim(SLOT)?;
         self.dead.await_death(MAIN_SLOT)?;
         let noticed = Instant::now();
         self.dead.await_all_dead()?;
+        self.check_designation()?;
         start::take_over(&self.shared.table, &self.options.name)?;
         self.shared.claim()?;
         self.shared.inherit_clients();

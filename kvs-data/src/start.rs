@@ -31,8 +31,10 @@ pub struct Told {
     pub tcp_address: String,
     /// Where local clients connect.
     pub unix_path: String,
-    /// The segment, if a data server had it before, whose clients live on.
+    /// The segment, if the front server had it from a data server before.
     pub segment: Option<OwnedFd>,
+    /// Whether clients of a data server before live on.
+    pub inherits: bool,
 }
 
 /// What a start came to.
@@ -63,7 +65,7 @@ pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<Started> {
             Started { segment, table, start: StartKind::Attached, begin: Begin::Later }
         }
         None => match Segment::open(&path)? {
-            Some(segment) => attach(options, segment)?,
+            Some(segment) => attach(options, segment, told.inherits)?,
             None => load_or_create(options, &path)?,
         },
     };
@@ -79,9 +81,13 @@ pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<Started> {
 }
 
 /// Takes up the segment of a store of which no process is left.
-fn attach(options: &ServerOptions, segment: Segment) -> anyhow::Result<Started> {
+fn attach(options: &ServerOptions, segment: Segment, inherits: bool) -> anyhow::Result<Started> {
     let table = Table::new(&segment)?;
-    explain(recover::recover(&table), &options.name)?;
+    if inherits {
+        take_over(&table, &options.name)?;
+    } else {
+        explain(recover::recover(&table), &options.name)?;
+    }
     let capacity = segment.regions().capacity_bytes;
     if options.capacity.is_some_and(|wanted| wanted.0 / EXTENT_BYTES * EXTENT_BYTES != capacity) {
         log::warn!(
@@ -154,7 +160,9 @@ pub fn introduce(
     let (header, memory) = (segment.header()?, segment.memory());
     let own = ProcessIdentity::current().context("can't learn my own start time")?;
     memory.store(&header.clean, 0);
+    // This process has no standby yet.
     memory.store(&header.standby_process[0], 0);
+    memory.store(&header.standby_stands, 0);
     let data = std::iter::once((&header.data_process, &own));
     for (words, process) in data.chain(front.map(|front| (&header.front_process, front))) {
         memory.store(&words[0], u64::from(process.pid));

@@ -180,12 +180,15 @@ shared_struct! {
         data_heartbeat: Word,
         /// Goes up while the front server works.
         front_heartbeat: Word,
-        /// Process id and start time of the standby data server; 0 while there is none that could take over.
+        /// Process id and start time of the standby, written by the data server that serves; 0 while there is none. No other may
+        /// take over.
         standby_process: [Word; 2],
+        /// Process id of the standby once it has every client's socket, written by itself.
+        standby_stands: Word,
         /// Session records reserved so far; records beyond were never touched.
         sessions_reserved: Word,
         /// Room for later fields.
-        spare: [Word; 400],
+        spare: [Word; 399],
     }
 }
 
