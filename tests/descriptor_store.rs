@@ -1,5 +1,5 @@
-//! The promise: under a service manager with a store for descriptors, the death of all processes of the store closes no port: who connects
-//! meanwhile waits, and is served by the next ones.
+//! The promise: under a service manager with a store for descriptors, the death of all processes of the store closes no port and no
+//! connection: who connects meanwhile waits, who is connected is served on at the exact byte.
 //!
 //! Method: a stand-in for systemd speaks its protocol. It receives what is put into the store on the socket that `NOTIFY_SOCKET` names,
 //! lets go what it is told to, and starts the store again with all it holds from descriptor 3 on, named by `LISTEN_FDNAMES`.
@@ -79,6 +79,10 @@ impl Manager {
         let name = words.lines().find_map(|line| line.strip_prefix("FDNAME="));
         if says("FDSTORE=1") {
             let name = name.expect("named");
+            // What is kept already is not kept twice.
+            if LISTENING.contains(&name) {
+                self.kept.retain(|(kept, _)| kept != name);
+            }
             assert!(name.len() < 256 && !name.contains(':'), "{name:?} is no name for systemd");
             assert_eq!(descriptors.len(), 1, "{words:?}");
             self.kept.extend(descriptors.into_iter().map(|descriptor| (name.to_owned(), descriptor)));
@@ -172,6 +176,107 @@ fn descriptor_store_keeps_ports_open_while_nobody_lives() {
     numbers.sort_unstable();
     assert_eq!(numbers, [1, 2]);
     assert!(store.place().tools(&["get", "before"]).stdout == b"all died");
+}
+
+/// A client in the middle of a conversation.
+struct Talk {
+    client: Connection,
+    key: String,
+    asked: i64,
+    answered: i64,
+    /// What is still to be sent of it.
+    rest: Vec<u8>,
+}
+
+impl Talk {
+    fn ask(&mut self) {
+        self.client.queue(&increment(self.key.as_bytes(), 1));
+        self.asked += 1;
+    }
+
+    /// Takes answers until `open` are left, each of which must be the next number.
+    fn listen(&mut self, open: i64) {
+        while self.asked - self.answered > open {
+            self.answered += 1;
+            let answer = self.client.receive().expect("the connection lasts").1;
+            assert_eq!(answer, Answer::Number(self.answered), "{}", self.key);
+        }
+    }
+}
+
+#[test]
+fn descriptor_store_keeps_connections_while_nobody_lives() {
+    const CLIENTS: usize = 24;
+    const ROUNDS: usize = 3;
+    let mut manager = Manager::new();
+    let mut store = manager.launch(binaries::program("kvs-front")).start();
+    let mut talks: Vec<Talk> = (0..CLIENTS)
+        .map(|which| Talk {
+            client: if which % 2 == 0 { store.connect() } else { store.connect_unix() },
+            key: format!("talk {which}"),
+            asked: 0,
+            answered: 0,
+            rest: Vec::new(),
+        })
+        .collect();
+    for round in 0..ROUNDS {
+        eventually("everything is kept", SOON, || {
+            manager.listen();
+            manager.kept.len() == LISTENING.len() + CLIENTS
+        });
+        for (which, talk) in talks.iter_mut().enumerate() {
+            (0..20).for_each(|_| talk.ask());
+            let whole = talk.client.take_queued();
+            // Some have everything under way, some half of a request, some are silent.
+            let sent = [whole.len(), whole.len() - 5, 0][(which + round) % 3];
+            talk.client.send_raw(&whole[..sent]).expect("sent");
+            if which % 2 == 0 && sent > 0 {
+                talk.listen(10);
+            }
+            talk.rest = whole[sent..].to_vec();
+        }
+        let place = kill_all(store);
+        // Nobody lives: what is sent now waits.
+        for talk in &mut talks {
+            let rest = std::mem::take(&mut talk.rest);
+            talk.client.send_raw(&rest).expect("sent");
+        }
+        let program = manager.program();
+        store = manager.launch(program).start_at(place);
+        manager.hide();
+        assert_eq!(store.ready().start, "attached");
+        talks.iter_mut().for_each(|talk| talk.listen(0));
+    }
+    let asked: i64 = talks.iter().map(|talk| talk.asked).sum();
+    assert_eq!(asked, (CLIENTS * ROUNDS * 20) as i64);
+    drop(talks);
+    eventually("the clients are let go", SOON, || {
+        manager.listen();
+        manager.kept.len() == LISTENING.len()
+    });
+}
+
+#[test]
+fn descriptor_store_without_the_segment_ends_the_connections_it_kept() {
+    let mut manager = Manager::new();
+    let store = manager.launch(binaries::program("kvs-front")).start();
+    let mut client = store.connect();
+    assert_eq!(client.ask(&set(b"key", b"value")).expect("served"), Answer::Stored);
+    eventually("everything is kept", SOON, || {
+        manager.listen();
+        manager.kept.len() == LISTENING.len() + 1
+    });
+    let place = kill_all(store);
+    fs::remove_file(place.segment()).expect("it was there");
+    let program = manager.program();
+    let store = manager.launch(program).start_at(place);
+    manager.hide();
+    assert_eq!(client.read_to_end().expect("ended"), b"");
+    eventually("it is let go", SOON, || {
+        manager.listen();
+        manager.kept.len() == LISTENING.len()
+    });
+    store.connect();
 }
 
 #[test]

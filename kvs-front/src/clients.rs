@@ -188,11 +188,16 @@ impl Clients {
         orphans.len()
     }
 
-    /// Ends the connection of a client whom nobody serves.
-    pub fn end(&self, number: Number, client: &Client) {
-        // It may be closed from the other side already.
-        let _ = rustix::net::shutdown(&client.socket, Shutdown::Both);
-        self.let_go(number, client);
+    /// Ends the connections of all whom other data servers had than that of this generation, and nobody can serve any more.
+    pub fn end_orphans(&self, generation: u64) {
+        let is_orphan = |place: &Place| place.owner.is_some_and(|owner| owner != generation);
+        let orphans: Vec<(Number, Place)> =
+            self.table().clients.extract_if(|_, place| is_orphan(place)).collect();
+        for (number, place) in orphans {
+            // It may be closed from the other side already.
+            let _ = rustix::net::shutdown(&place.client.socket, Shutdown::Both);
+            self.let_go(number, &place.client);
+        }
     }
 
     fn let_go(&self, number: Number, client: &Client) {
@@ -286,6 +291,22 @@ mod tests {
         assert!(clients.take_waiting(10, 2).is_empty());
         assert_eq!(clients.requeue(2), 1);
         assert_eq!(numbers(&clients.take_waiting(10, 2)), [5]);
+    }
+
+    #[test]
+    fn clients_whom_nobody_can_serve_are_ended() {
+        let clients = Clients::new();
+        let (far, near) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).expect("a pair");
+        clients.introduce(5, Client { transport: Transport::Unix, socket: Arc::new(near) }, 0);
+        let (_far, number) = connect(&clients);
+        clients.end_orphans(1);
+        assert_eq!(clients.count(), Count { all: 1, waiting: 1, ever: 1 });
+        assert_eq!(numbers(&clients.take_waiting(10, 1)), [number.expect("room")]);
+        let mut byte = [0];
+        let (_, ended) =
+            rustix::net::recv(&far, &mut byte[..], rustix::net::RecvFlags::DONTWAIT).expect("the end");
+        assert_eq!(ended, 0);
     }
 
     #[test]

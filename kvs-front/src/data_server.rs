@@ -50,6 +50,8 @@ pub struct DataServer {
 pub enum Purpose<'a> {
     /// To be the first.
     First,
+    /// To be the first since all processes died, but for the clients, whose sockets were kept.
+    Inherit,
     /// To take the place of one that died, with the segment that it had.
     Succeed(&'a OwnedFd),
     /// To stand by for the one that serves, whose segment this is.
@@ -233,6 +235,7 @@ fn tell_start(
         unix_path: front.unix_path.display().to_string(),
         role: match purpose {
             Purpose::First => Role::First,
+            Purpose::Inherit => Role::Heir,
             Purpose::Succeed(_) => Role::Successor,
             Purpose::StandBy(..) => Role::Standby,
         },
@@ -242,7 +245,7 @@ fn tell_start(
     let mut descriptors = estate.descriptors();
     descriptors.extend([own.as_fd(), liveness.as_fd()]);
     match purpose {
-        Purpose::First => {}
+        Purpose::First | Purpose::Inherit => {}
         Purpose::Succeed(segment) => descriptors.push(segment.as_fd()),
         Purpose::StandBy(segment, active) => descriptors.extend([segment.as_fd(), active.liveness.as_fd()]),
     }

@@ -146,13 +146,13 @@ impl Front {
         self.store.iter().for_each(|store| store.finish());
     }
 
-    /// Takes up clients who outlived all processes of the store.
+    /// Takes up clients who outlived all processes of the store. The data server that had them is none of this front server's.
     pub fn restore(&self, clients: Vec<(Number, Client)>) {
         if !clients.is_empty() {
             log::info!("{} connections were kept by systemd", clients.len());
         }
         for (number, client) in clients {
-            self.clients.end(number, &client);
+            self.clients.introduce(number, client, 0);
         }
     }
 

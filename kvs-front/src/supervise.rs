@@ -127,6 +127,8 @@ impl Supervisor {
     /// # Errors
     /// Why it could not start.
     pub fn run(mut self) -> anyhow::Result<()> {
+        // Nobody was let in yet: those that there are were kept.
+        let inherits = self.front.clients.count().all > 0;
         let server = self.launch()?;
         let readiness = match self.await_ready(&server) {
             Start::Ready(readiness) => readiness,
@@ -136,12 +138,28 @@ impl Supervisor {
             }
             failed => return Err(self.explain(&server, failed)),
         };
+        if inherits {
+            self.restore_kept(&server, &readiness);
+        }
         if let Err(error) = self.open_for_all() {
             self.end(Some(&server));
             return Err(error);
         }
         self.announce(&readiness);
         self.serve(server)
+    }
+
+    /// Passes the clients who outlived all processes to the data server, if it has what they need to go on: the segment that was
+    /// there at the time.
+    fn restore_kept(&self, server: &DataServer, readiness: &Readiness) {
+        if !matches!(readiness.start, StartKind::Attached) {
+            log::warn!("the connections that systemd kept are ended: their segment is gone");
+            self.front.clients.end_orphans(server.generation);
+        }
+        if let Err(error) = self.front.link.restore(&self.front.clients, server.generation) {
+            log::error!("data server {} does not take its clients: {error}; killing it", server.pid);
+            server.kill();
+        }
     }
 
     /// Goes on where a front server died, until the store shall end.
@@ -583,7 +601,8 @@ impl Supervisor {
     fn launch(&mut self) -> anyhow::Result<DataServer> {
         self.generation += 1;
         let server = self.front.keep_process(|| {
-            let purpose = self.segment.as_ref().map_or(Purpose::First, Purpose::Succeed);
+            let first = if self.front.clients.count().all > 0 { Purpose::Inherit } else { Purpose::First };
+            let purpose = self.segment.as_ref().map_or(first, Purpose::Succeed);
             let server = DataServer::launch(&self.front, self.generation, &purpose)?;
             let process = server.process();
             Ok((server, process))
