@@ -32,6 +32,7 @@ impl Windows {
     }
 
     fn kill(&mut self, watch: &Watch, kill: impl FnOnce() -> Result<()>) -> Result<()> {
+        watch.check()?;
         self.kills.push(watch.open_window());
         let start = Instant::now();
         kill()?;
@@ -53,7 +54,8 @@ fn beside_client(
         let _ends = SetOnDrop(watch.over());
         scope.spawn(|| watch.run(speak, address, None));
         watch.await_answers(Instant::now(), WINDOW);
-        deeds(&watch, &mut windows)
+        deeds(&watch, &mut windows)?;
+        watch.check()
     })?;
     let lost = watch.lost();
     let gaps = watch.into_gaps()?;

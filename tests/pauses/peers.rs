@@ -71,11 +71,12 @@ impl Peer {
 
     /// Number of keys it has.
     pub fn keys(&self) -> Result<u64> {
-        let mut wire = self.connect();
-        let text = match self.speak {
-            Speak::Redis => wire.line("DBSIZE", ":")?,
-            _ => wire.line("stats", "STAT curr_items ")?,
-        };
+        let (line, start) =
+            if self.speak == Speak::Redis { ("DBSIZE", ":") } else { ("stats", "STAT curr_items ") };
+        // One that loads refuses to say.
+        let text = eventually_some("it tells how many keys it has", PATIENCE, || {
+            Wire::connect(self.speak, self.address).ok()?.line(line, start).ok()
+        });
         text.parse().context("a number of keys")
     }
 

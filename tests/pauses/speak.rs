@@ -163,6 +163,9 @@ impl Wire {
         self.stream.write_all(format!("{line}\r\n").as_bytes())?;
         self.receive(|bytes| {
             let text = String::from_utf8_lossy(bytes);
+            if text.starts_with('-') && text.ends_with("\r\n") {
+                return Err(io::Error::other(format!("{line}: {}", text.trim())));
+            }
             let found =
                 text.split_inclusive("\r\n").find_map(|line| line.strip_prefix(start)?.strip_suffix("\r\n"));
             Ok(found.map(str::to_owned))

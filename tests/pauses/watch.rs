@@ -143,6 +143,17 @@ impl Watch {
         self.fault.lock().expect("nobody panics with it").is_some()
     }
 
+    /// Gives the measurement up when the client has.
+    ///
+    /// # Errors
+    /// What it found wrong.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match &*self.fault.lock().expect("nobody panics with it") {
+            Some(fault) => anyhow::bail!("the client: {fault}"),
+            None => Ok(()),
+        }
+    }
+
     /// Connections lost so far.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
@@ -158,9 +169,7 @@ impl Watch {
     /// # Errors
     /// What it found wrong.
     pub fn into_gaps(self) -> anyhow::Result<Vec<Duration>> {
-        match self.fault.into_inner().expect("nobody panics with it") {
-            Some(fault) => anyhow::bail!("the client: {fault}"),
-            None => Ok(self.gaps.into_inner().expect("nobody panics with it")),
-        }
+        self.check()?;
+        Ok(self.gaps.into_inner().expect("nobody panics with it"))
     }
 }

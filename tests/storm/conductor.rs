@@ -157,15 +157,6 @@ impl<'a> Conductor<'a> {
             .collect()
     }
 
-    /// What the living processes of the store run.
-    fn programs(&self) -> Vec<String> {
-        let mut programs: Vec<String> =
-            of_store(self.store.place().name()).into_iter().filter_map(program_of).collect();
-        programs.retain(|program| program.starts_with("kvs-"));
-        programs.sort_unstable();
-        programs
-    }
-
     fn pause(&mut self, most_us: u64) {
         std::thread::sleep(Duration::from_micros(self.random.below(most_us)));
     }
@@ -180,13 +171,6 @@ impl<'a> Conductor<'a> {
             let new = Connection::welcomed_unix(&self.store.ready().unix);
             new.and_then(|mut new| new.ask(&get(b"any"))).is_ok()
         });
-        // One that nobody knows would take over as well at the next death.
-        let due = if self.has_standby {
-            &["kvs-data", "kvs-data", "kvs-front"][..]
-        } else {
-            &["kvs-data", "kvs-front"]
-        };
-        eventually("no server is left over", SOON, || self.programs() == due);
         eventually("the clients get on", SOON, || {
             let now = self.weather.answers().load(Ordering::Relaxed);
             !self.counts || now > before + 100 || self.weather.is_over()
