@@ -120,7 +120,10 @@ fn live(segment: &Segment, stream: &mut Stream, deaths: &[u64]) -> usize {
             };
             open = true;
             table.release_garbage();
+            let is_pending = connection.has_input() || connection.has_output();
+            let (before, speaks) = (stream.output.len(), stream.taken < stream.input.len());
             stream.serve(&mut context, connection);
+            assert!(is_pending || speaks || before == stream.output.len(), "nobody would have served it");
         });
         if over.is_some() {
             return died;
