@@ -2,19 +2,31 @@
 //!
 //! Method: `stepping` executes mutations one instruction at a time and holds every promise against what a process killed there
 //! would leave; see `report/kill-at-every-instruction.md`. Here for 20 seconds, a random part of it each time; `KVS_SEED` repeats one.
-//! `cargo run --release -p kvs-harness --bin stepping -- --all` tries everything.
+//! `cargo run --release -p kvs-harness --bin stepping -- --all` tries everything. The same for the worker's loop of real servers, whose
+//! clients stay connected: for 15 seconds, `--live --all` is everything.
 
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use kvs_harness::binaries::workspace;
+use kvs_harness::binaries::{self, workspace};
 
 /// How long the sample is.
 const SECONDS: &str = "20";
+/// How long that of the servers is.
+const LIVE_SECONDS: &str = "15";
 
 #[test]
 fn stepping_a_random_part_of_all_points_breaks_no_promise() {
+    step(&["--seconds", SECONDS]);
+}
+
+#[test]
+fn stepping_servers_whose_clients_stay_connected_breaks_no_promise() {
+    step(&["--live", "--seconds", LIVE_SECONDS]);
+}
+
+fn step(arguments: &[&str]) {
     if let Err(why) = tracing_works() {
         // Nothing can be shown here, and nobody should think that it was.
         let told = format!("SKIPPED, NOTHING WAS TESTED: this machine forbids ptrace ({})\n", why.trim());
@@ -23,7 +35,8 @@ fn stepping_a_random_part_of_all_points_breaks_no_promise() {
         return;
     }
     let output = Command::new(env!("CARGO_BIN_EXE_stepping"))
-        .args(["--seconds", SECONDS])
+        .args(arguments)
+        .env("KVS_BIN_DIR", binaries::directory())
         .output()
         .expect("the program was built");
     let (told, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -17,6 +17,7 @@
 //! | [`work`], [`child`] | what that child does |
 //! | [`backup`] | the backup file: what its thread does, and what it must hold |
 //! | [`client`] | requests served as a worker serves them |
+//! | [`live`] | real servers with connected clients, killed at every instruction of the worker's loop |
 //! | [`mutants`] | deliberate faults, each of which must be caught |
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ mod client;
 mod explore;
 mod image;
 mod judge;
+mod live;
 mod mutants;
 mod mutations;
 mod pages;
@@ -58,6 +60,9 @@ struct Options {
     child: Option<Child>,
     #[command(flatten)]
     what: What,
+    /// Real servers and clients that stay connected, instead of mutations; with --all or --seconds.
+    #[arg(long)]
+    live: bool,
     /// Only mutations, or mutants, whose name contains this.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
@@ -137,6 +142,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     }
     if options.what.mutants {
         return mutants::try_all(&options.only);
+    }
+    if options.live {
+        return live::run(&options.only, options.what.seconds.map(Duration::from_secs));
     }
     tracee::fix_addresses()?;
     let chosen: Vec<&Mutation> =

@@ -13,8 +13,17 @@ use tempfile::TempDir;
 use crate::VIOLATION;
 
 /// What is tried, one after the other, until something is found: every image, then everything, for so long at most.
-const ROUNDS: [(&str, Duration); 2] =
-    [("--images", Duration::from_secs(300)), ("--all", Duration::from_secs(300))];
+const ROUNDS: [(&[&str], Duration); 2] =
+    [(&["--images"], Duration::from_secs(300)), (&["--all"], Duration::from_secs(300))];
+/// The same for faults that only a connected client can notice: their names begin with [`LIVE`].
+const LIVE_ROUNDS: [(&[&str], Duration); 2] = [
+    (&["--live", "--seconds", "60"], Duration::from_secs(300)),
+    (&["--live", "--seconds", "300"], Duration::from_secs(900)),
+];
+/// How their names begin.
+const LIVE: &str = "live-";
+/// What is stepped, and, for those, what is killed.
+const PROGRAMS: [&str; 8] = ["-p", "kvs-harness", "-p", "kvs-front", "-p", "kvs-data", "-p", "kvs-tools"];
 /// Pause between two looks whether a run has ended.
 const PAUSE: Duration = Duration::from_millis(20);
 /// What isn't copied.
@@ -45,7 +54,7 @@ pub fn try_all(only: &str) -> anyhow::Result<()> {
     for patch in patches()?.iter().filter(|patch| name(patch).contains(only)) {
         let start = Instant::now();
         copy.apply(patch, &[])?;
-        let caught = copy.build().and_then(|()| copy.catch()).with_context(|| name(patch))?;
+        let caught = copy.build().and_then(|()| copy.catch(rounds_of(patch))).with_context(|| name(patch))?;
         copy.apply(patch, &["--reverse"])?;
         let text = std::fs::read_to_string(patch)?;
         let what = text.lines().next().unwrap_or_default();
@@ -61,6 +70,11 @@ pub fn try_all(only: &str) -> anyhow::Result<()> {
 
 fn name(patch: &Path) -> String {
     patch.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What is tried to catch that fault.
+fn rounds_of(patch: &Path) -> &'static [(&'static [&'static str], Duration)] {
+    if name(patch).starts_with(LIVE) { &LIVE_ROUNDS } else { &ROUNDS }
 }
 
 /// A copy of the sources, gone when this is dropped.
@@ -89,19 +103,20 @@ impl Copy {
 
     fn build(&self) -> anyhow::Result<()> {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--quiet", "--release", "--locked", "-p", "kvs-harness", "--bin", "stepping"]);
+        cargo.args(["build", "--quiet", "--release", "--locked", "--bins"]).args(PROGRAMS);
         cargo.arg("--target-dir").arg(self.directory.path().join("target"));
         cargo.env("RUSTFLAGS", "--cap-lints=warn").current_dir(self.sources()).stderr(Stdio::null());
         run(&mut cargo)
     }
 
     /// What the fault is caught by, if it is.
-    fn catch(&self) -> anyhow::Result<Option<String>> {
-        let program = self.directory.path().join("target/release/stepping");
-        for (option, patience) in ROUNDS {
+    fn catch(&self, rounds: &[(&[&str], Duration)]) -> anyhow::Result<Option<String>> {
+        let programs = self.directory.path().join("target/release");
+        for &(options, patience) in rounds {
             let log = self.directory.path().join("told");
-            let mut command = Command::new(&program);
-            command.arg(option).stdin(Stdio::null()).stdout(Stdio::null());
+            let mut command = Command::new(programs.join("stepping"));
+            command.env("KVS_BIN_DIR", &programs);
+            command.args(options).stdin(Stdio::null()).stdout(Stdio::null());
             // What a run leaves that is killed goes with the copy.
             command.env("TMPDIR", self.directory.path());
             command.stderr(std::fs::File::create(&log)?);

@@ -1,29 +1,42 @@
-//! A child process that is executed one instruction at a time.
+//! A thread that is executed one instruction at a time: a child's only one, or one of a server.
 //!
 //! The child is this program again. It asks to be traced and stops itself with SIGSTOP before and after what is to be
-//! looked at. Addresses are not randomised, so that every run of the same child executes the same instructions.
+//! looked at. A server knows of nothing; its thread is stopped from outside, and its other threads run on. Addresses are not randomised,
+//! so that every run of the same program executes the same instructions.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::personality::{self, Persona};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill, raise};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid};
 
-/// What became of the child.
+/// What became of the thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// It executed one instruction.
     Stepped,
-    /// It stopped itself.
+    /// It stopped itself, or was stopped.
     Stopped,
+    /// It begins a system call, or comes back from one.
+    Called,
+    /// It waits for something to do.
+    Asleep,
 }
+
+/// Looks at a thread of a server before it is asked whether it sleeps.
+const LOOKS: u32 = 200;
+/// Pause between two later looks.
+const LOOK_PAUSE: Duration = Duration::from_micros(20);
+/// How long a thread of a server may neither stop nor sleep.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The addresses of the instructions that are executed from one stop to the next, and how to get to one of them fast.
 #[derive(Default)]
@@ -38,6 +51,11 @@ impl Path {
     const NEAR: usize = 400;
     /// Passes of a landmark that cost as much as so many steps.
     const PASS_STEPS: usize = 2;
+
+    /// How many instructions there are.
+    pub fn length(&self) -> usize {
+        self.addresses.len()
+    }
 
     /// The path over these addresses.
     pub fn new(addresses: Vec<u64>) -> Self {
@@ -65,9 +83,12 @@ impl Path {
     }
 }
 
-/// A child that is traced; killed when this is dropped.
+/// A thread that is traced; its process is killed when this is dropped.
 pub struct Tracee {
     pid: Pid,
+    process: Pid,
+    /// It is a server's: it sleeps while nobody wants anything of it.
+    serves: bool,
     alive: bool,
 }
 
@@ -86,10 +107,50 @@ impl Tracee {
             .spawn()
             .context("can't start the child")?;
         let pid = Pid::from_raw(i32::try_from(child.id())?);
-        let mut tracee = Self { pid, alive: true };
+        let mut tracee = Self { pid, process: pid, serves: false, alive: true };
         tracee.wait()?;
         ptrace::setoptions(pid, ptrace::Options::PTRACE_O_EXITKILL).context("can't trace the child")?;
         Ok(tracee)
+    }
+
+    /// Stops `thread` of the server `process`.
+    ///
+    /// # Errors
+    /// When there is none, or tracing it is forbidden here.
+    pub fn seize(process: Pid, thread: Pid) -> anyhow::Result<Self> {
+        let options = ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_EXITKILL;
+        ptrace::seize(thread, options).context("can't trace the server")?;
+        let mut tracee = Self { pid: thread, process, serves: true, alive: true };
+        tracee.wake()?;
+        Ok(tracee)
+    }
+
+    /// Lets a server that sleeps go on as if nothing had been.
+    ///
+    /// # Errors
+    /// When it is dead.
+    pub fn release(mut self) -> anyhow::Result<()> {
+        // A step into its sleep ends with a trap behind the stop, which would kill it if nobody took it.
+        self.wake()?;
+        while self.run_to_call()? != Event::Asleep {}
+        self.wake()?;
+        self.alive = false;
+        ptrace::detach(self.pid, None).context("can't let the server go")
+    }
+
+    fn wake(&mut self) -> anyhow::Result<()> {
+        ptrace::interrupt(self.pid).context("can't stop the server")?;
+        while self.wait()? == Event::Asleep {}
+        Ok(())
+    }
+
+    /// On to the beginning or the end of the next system call.
+    ///
+    /// # Errors
+    /// When it ends.
+    pub fn run_to_call(&mut self) -> anyhow::Result<Event> {
+        ptrace::syscall(self.pid, None).context("can't continue the server")?;
+        self.wait()
     }
 
     /// One instruction.
@@ -108,7 +169,7 @@ impl Tracee {
     /// When the child ends.
     pub fn steps(&mut self, count: u64) -> anyhow::Result<u64> {
         for done in 0..count {
-            if self.step()? == Event::Stopped {
+            if self.step()? != Event::Stepped {
                 return Ok(done);
             }
         }
@@ -130,7 +191,7 @@ impl Tracee {
         }
         for _ in 0..=passes {
             ptrace::cont(self.pid, None).context("can't continue the child")?;
-            if self.wait()? == Event::Stopped {
+            if self.wait()? != Event::Stepped {
                 return Ok(false);
             }
         }
@@ -170,15 +231,46 @@ impl Tracee {
         Ok(())
     }
 
-    fn wait(&mut self) -> anyhow::Result<Event> {
-        match waitpid(self.pid, None).context("can't wait for the child")? {
-            WaitStatus::Stopped(_, Signal::SIGTRAP) => Ok(Event::Stepped),
-            WaitStatus::Stopped(_, Signal::SIGSTOP) => Ok(Event::Stopped),
-            other => {
-                self.alive = !matches!(other, WaitStatus::Exited(..) | WaitStatus::Signaled(..));
-                bail!("the child should have stopped: {other:?}")
+    /// Waits until it stops, or, of a server, sleeps.
+    ///
+    /// # Errors
+    /// When it ends.
+    pub fn wait(&mut self) -> anyhow::Result<Event> {
+        if !self.serves {
+            return self.event_of(waitpid(self.pid, None).context("can't wait for the child")?);
+        }
+        let (flags, until) = (WaitPidFlag::__WALL | WaitPidFlag::WNOHANG, Instant::now() + PATIENCE);
+        for look in 0u32.. {
+            match waitpid(self.pid, Some(flags)).context("can't wait for the server")? {
+                WaitStatus::StillAlive if look < LOOKS => std::thread::yield_now(),
+                WaitStatus::StillAlive if self.is_asleep() => return Ok(Event::Asleep),
+                WaitStatus::StillAlive if Instant::now() < until => std::thread::sleep(LOOK_PAUSE),
+                status => return self.event_of(status),
             }
         }
+        bail!("the server neither stops nor sleeps")
+    }
+
+    fn event_of(&mut self, status: WaitStatus) -> anyhow::Result<Event> {
+        match status {
+            WaitStatus::Stopped(_, Signal::SIGTRAP) => Ok(Event::Stepped),
+            WaitStatus::Stopped(_, Signal::SIGSTOP) | WaitStatus::PtraceEvent(..) => Ok(Event::Stopped),
+            WaitStatus::PtraceSyscall(_) => Ok(Event::Called),
+            other => {
+                self.alive = !matches!(other, WaitStatus::Exited(..) | WaitStatus::Signaled(..));
+                bail!("process {} should have stopped: {other:?}", self.process)
+            }
+        }
+    }
+
+    /// Whether it sleeps in the kernel until there is something to do.
+    fn is_asleep(&self) -> bool {
+        let read =
+            |what: &str| fs::read_to_string(format!("/proc/{}/task/{}/{what}", self.process, self.pid));
+        let (Ok(state), Ok(call)) = (read("stat"), read("syscall")) else { return false };
+        let sleeps = state.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'));
+        let number = call.split(' ').next().and_then(|number| number.parse().ok());
+        sleeps && number.is_some_and(|number| EPOLL_CALLS.contains(&number))
     }
 
     /// Where it is: the address of its next instruction.
@@ -192,6 +284,35 @@ impl Tracee {
         return Ok(registers.rip);
         #[cfg(target_arch = "aarch64")]
         return Ok(registers.pc);
+    }
+
+    /// Number and first argument of the system call that its next instruction is; None if it is another.
+    ///
+    /// # Errors
+    /// When it is gone.
+    #[inline]
+    pub fn next_call(&self, at: u64) -> anyhow::Result<Option<(i64, u64)>> {
+        let text = ptrace::read(self.pid, std::ptr::without_provenance_mut(at as usize))?;
+        if text as u64 & CALL_MASK != CALL_INSTRUCTION {
+            return Ok(None);
+        }
+        let registers = ptrace::getregs(self.pid).context("can't read the registers")?;
+        #[cfg(target_arch = "x86_64")]
+        return Ok(Some((registers.rax as i64, registers.rdi)));
+        #[cfg(target_arch = "aarch64")]
+        return Ok(Some((registers.regs[8] as i64, registers.regs[0])));
+    }
+
+    /// What the system call it comes from gave.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn call_result(&self) -> anyhow::Result<i64> {
+        let registers = ptrace::getregs(self.pid).context("can't read the registers")?;
+        #[cfg(target_arch = "x86_64")]
+        return Ok(registers.rax as i64);
+        #[cfg(target_arch = "aarch64")]
+        return Ok(registers.regs[0] as i64);
     }
 
     /// Where the code of its C library is.
@@ -219,8 +340,9 @@ impl Tracee {
 
     fn end(&mut self) -> anyhow::Result<()> {
         if std::mem::take(&mut self.alive) {
-            kill(self.pid, Signal::SIGKILL)?;
-            while !matches!(waitpid(self.pid, None)?, WaitStatus::Signaled(..) | WaitStatus::Exited(..)) {}
+            kill(self.process, Signal::SIGKILL)?;
+            let flags = self.serves.then_some(WaitPidFlag::__WALL);
+            while !matches!(waitpid(self.pid, flags)?, WaitStatus::Signaled(..) | WaitStatus::Exited(..)) {}
         }
         Ok(())
     }
@@ -232,6 +354,23 @@ impl Drop for Tracee {
         let _ = self.end();
     }
 }
+
+/// The system calls in which a server waits.
+#[cfg(target_arch = "x86_64")]
+const EPOLL_CALLS: [i64; 3] =
+    [nix::libc::SYS_epoll_wait, nix::libc::SYS_epoll_pwait, nix::libc::SYS_epoll_pwait2];
+#[cfg(not(target_arch = "x86_64"))]
+const EPOLL_CALLS: [i64; 2] = [nix::libc::SYS_epoll_pwait, nix::libc::SYS_epoll_pwait2];
+
+/// The instruction that calls the system, and which bits of a word of code it takes.
+#[cfg(target_arch = "x86_64")]
+const CALL_INSTRUCTION: u64 = 0x050f;
+#[cfg(target_arch = "x86_64")]
+const CALL_MASK: u64 = 0xffff;
+#[cfg(not(target_arch = "x86_64"))]
+const CALL_INSTRUCTION: u64 = 0xd400_0001;
+#[cfg(not(target_arch = "x86_64"))]
+const CALL_MASK: u64 = 0xffff_ffff;
 
 /// Where a child finds the id of its parent.
 const PARENT: &str = "KVS_STEPPING_PARENT";
