@@ -205,16 +205,27 @@ fn connections(observer: &mut Connection) -> u64 {
     all.into_iter().find_map(|(name, value)| value.filter(|_| name == "connections")).expect("counted")
 }
 
+/// Processor time of the data server so far, in milliseconds, in steps of ten.
+fn processor_time(store: &Store) -> u64 {
+    let stat =
+        fs::read_to_string(format!("/proc/{}/stat", store.data_pid().as_raw_nonzero())).expect("it runs");
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number") * 10).sum()
+}
+
 #[test]
 #[ignore = "a measurement"]
 fn crowds_that_wait_for_the_disk_are_measured() {
-    let store = Launch::new().option("--durability", "always").option("--workers", "1").start();
+    let launch = Launch::new().capacity("1GiB").option("--durability", "always").option("--workers", "1");
+    let store = launch.start();
     for count in [500, 5_000] {
+        let before = processor_time(&store);
         let (round, gone) = crowd(&store, count);
         println!(
-            "{count} clients: {:.1} ms for one write of each, {:.1} ms until all are gone",
+            "{count} clients: {:.1} ms for one write of each, {:.1} ms until all are gone; {} ms of processor in all",
             round * 1e3,
-            gone * 1e3
+            gone * 1e3,
+            processor_time(&store) - before
         );
     }
 }
