@@ -50,14 +50,19 @@ impl Peer {
     fn fill(&mut self, entries: u64) -> Result<()> {
         self.connect().fill(entries).context("filling it")?;
         if self.speak == Speak::Redis {
-            // A file as compact as it gets is what it loads fastest.
+            // A file as compact as it gets is what it loads fastest. It may be rewriting it already, without the last entries.
+            self.await_rewritten();
             self.connect().line("BGREWRITEAOF", "+")?;
-            let state = |name: &str| self.connect().line("INFO persistence", name).unwrap_or_default();
-            eventually("Redis has rewritten its file", PATIENCE, || {
-                state("aof_rewrite_in_progress:") == "0" && state("aof_rewrite_scheduled:") == "0"
-            });
+            self.await_rewritten();
         }
         Ok(())
+    }
+
+    fn await_rewritten(&self) {
+        let state = |name: &str| self.connect().line("INFO persistence", name).unwrap_or_default();
+        eventually("Redis has rewritten its file", PATIENCE, || {
+            state("aof_rewrite_in_progress:") == "0" && state("aof_rewrite_scheduled:") == "0"
+        });
     }
 
     /// Fills it again if everything is gone.
