@@ -17,7 +17,8 @@
 //! `report/no-client-notices.md` argues the cases in which several processes die.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,11 @@ use crate::worker::{Starter, WorkerHandle};
 const SLOT: usize = FIRST_HELPER_SLOT + 2;
 /// How long a data server that talks no more may live on before this process takes itself for forgotten.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// Memory of the segment that is mapped in one call.
+const MAPPED_AT_ONCE: u64 = 32 << 20;
+/// Pause until what was reserved since is mapped, too.
+const MAPPING_PAUSE: Duration = Duration::from_secs(2);
 
 /// The data server that serves.
 pub struct Watched {
@@ -117,6 +123,7 @@ pub fn stand(
             let _ = rustix::io::write(&tell, &1u64.to_ne_bytes());
         })
         .context("can't start a thread to watch the data server")?;
+    let mapping = Mapping::start(&segment)?;
     let mut standby = Standby {
         prepared,
         origin,
@@ -128,7 +135,9 @@ pub fn stand(
     };
     log::debug!("standing by");
     let link = Arc::new(watched.link);
-    match standby.wait(&link, &took_over)? {
+    let outcome = standby.wait(&link, &took_over)?;
+    mapping.stop();
+    match outcome {
         Outcome::Over => Ok(None),
         Outcome::TookOver => {
             let done = result.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -139,6 +148,34 @@ pub fn stand(
     }
 }
 
+/// Keeps the segment's memory mapped, so that the first requests after a take-over don't wait for the kernel to do it.
+struct Mapping {
+    stop: Arc<AtomicBool>,
+}
+
+impl Mapping {
+    fn start(segment: &Segment) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (segment, stopped) = (segment.clone(), Arc::clone(&stop));
+        let mapping = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                if let Err(error) = segment.populate(MAPPED_AT_ONCE, || !stopped.load(Ordering::Relaxed)) {
+                    // An older kernel: pages are mapped as they are needed.
+                    log::debug!("the segment can't be mapped ahead: {error}");
+                    return;
+                }
+                std::thread::park_timeout(MAPPING_PAUSE);
+            }
+        };
+        std::thread::Builder::new().name("map".into()).spawn(mapping).context("can't start a thread")?;
+        Ok(Self { stop })
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Standby {
     /// Takes sockets and news until it has taken over, or is not needed any more.
     fn wait(&mut self, link: &OwnedFd, took_over: &OwnedFd) -> anyhow::Result<Outcome> {
@@ -146,22 +183,10 @@ impl Standby {
         let mut until = None;
         loop {
             let front = Arc::clone(&self.origin.socket);
-            let none = PollFlags::empty();
-            let mut polled = [
-                PollFd::new(took_over, PollFlags::IN),
-                PollFd::new(link, if link_open { PollFlags::IN } else { none }),
-                PollFd::new(&front, if front_open { PollFlags::IN } else { none }),
-                PollFd::from_borrowed_fd(self.origin.quit.as_fd(), PollFlags::IN),
-            ];
-            let pause = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
-            let timeout = pause.map(|pause| Timespec {
-                tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX),
-                tv_nsec: pause.subsec_nanos().into(),
-            });
-            if poll(&mut polled, timeout.as_ref()).is_err() {
-                continue;
-            }
-            let [taken, linked, fronted, quits] = polled.map(|polled| !polled.revents().is_empty());
+            // A socket that has hung up is not waited for: it would be ready all the time.
+            let sources = [Some(took_over.as_fd()), Some(self.origin.quit.as_fd())].into_iter();
+            let sockets = [link_open.then(|| link.as_fd()), front_open.then(|| front.as_fd())];
+            let [taken, quits, linked, fronted] = wait_for(sources.chain(sockets), until);
             if taken {
                 return Ok(Outcome::TookOver);
             }
@@ -169,7 +194,7 @@ impl Standby {
                 log::info!("told to end; the data server that serves goes on");
                 return Ok(Outcome::Over);
             }
-            if linked && link_open {
+            if linked {
                 match control::receive::<DataMessage>(link.as_fd()) {
                     Ok(Some((DataMessage::NewFront, sockets))) => {
                         self.meet(sockets);
@@ -178,6 +203,8 @@ impl Standby {
                         continue;
                     }
                     Ok(Some((message, sockets))) => self.learn(message, sockets),
+                    // It has never heard of this process: the front server died before it could tell.
+                    Ok(None) if self.strangers.is_none() => return Ok(Outcome::Over),
                     Ok(None) => {
                         // It is dying, or does without this process.
                         link_open = false;
@@ -186,7 +213,7 @@ impl Standby {
                     Err(error) => log::error!("data server: {error}"),
                 }
             }
-            if fronted && front_open {
+            if fronted {
                 match control::receive::<FrontMessage>(front.as_fd()) {
                     Ok(Some((FrontMessage::Stop, _))) => return Ok(Outcome::Over),
                     Ok(Some((FrontMessage::Watching { front, group }, process))) => {
@@ -289,7 +316,7 @@ impl Standby {
     fn into_server(self, options: &ServerOptions, began: Instant) -> anyhow::Result<Server> {
         let seated: HashSet<u64> = self.seated.into_keys().collect();
         let shared = &self.prepared.shared;
-        shared.connections.fetch_add(seated.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        shared.connections.fetch_add(seated.len() as u64, Ordering::Relaxed);
         let mut server = Server::new(options, self.prepared, self.origin, Begin::Later, &seated)?;
         let late: HashSet<u64> = self.late.iter().map(|client| client.adopted.connection).collect();
         self.late.into_iter().for_each(|client| server.seat_late(client));
@@ -298,6 +325,27 @@ impl Standby {
         server.say_ready(StartKind::Attached, began)?;
         Ok(server)
     }
+}
+
+/// Waits until one of four sources, some of which may be missing, has something, or until then; which of them have.
+fn wait_for<'f>(sources: impl Iterator<Item = Option<BorrowedFd<'f>>>, until: Option<Instant>) -> [bool; 4] {
+    let present: Vec<(usize, BorrowedFd<'f>)> =
+        sources.enumerate().filter_map(|(index, source)| Some((index, source?))).collect();
+    let mut polled: Vec<PollFd<'_>> =
+        present.iter().map(|(_, source)| PollFd::from_borrowed_fd(*source, PollFlags::IN)).collect();
+    let pause = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let timeout = pause.map(|pause| Timespec {
+        tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: pause.subsec_nanos().into(),
+    });
+    let mut ready = [false; 4];
+    // A signal, or no memory at worst: it is waited for again.
+    if poll(&mut polled, timeout.as_ref()).is_ok() {
+        for ((index, _), polled) in present.iter().zip(&polled) {
+            ready[*index] = !polled.revents().is_empty();
+        }
+    }
+    ready
 }
 
 /// What the watching thread does when the data server that serves dies.
