@@ -12,7 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context as _;
 use kvs_core::connection::slot::SlotIndex;
 use kvs_core::control::{Adopted, Seat};
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
+
+/// Clients with something unread after which the kernel isn't asked on.
+const EVENTS_MAX: usize = 256;
 
 /// A client that isn't served yet.
 pub struct Seated {
@@ -99,6 +104,15 @@ impl Bench {
             places.free.push(place);
         }
         true
+    }
+
+    /// Lets the kernel forget which clients had sent something that is read by now: it notes that for each of them, until somebody
+    /// looks, and the worker's first look would be one at all of them.
+    pub fn forget_noise(&self) {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        // What is unread it keeps.
+        let _ =
+            epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     }
 
     /// The worker begins.

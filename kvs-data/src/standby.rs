@@ -33,7 +33,7 @@ use kvs_front::options::ServerOptions;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::backup::Begin;
-use crate::bench::Seated;
+use crate::bench::{Bench, Seated};
 use crate::control::{Prepared, Server};
 use crate::shared::Shared;
 use crate::start::{self, Told};
@@ -47,8 +47,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Memory of the segment that is mapped in one call.
 const MAPPED_AT_ONCE: u64 = 32 << 20;
-/// Pause until what was reserved since is mapped, too.
-const MAPPING_PAUSE: Duration = Duration::from_secs(2);
+/// Pause until the next upkeep.
+const UPKEEP_PAUSE: Duration = Duration::from_millis(500);
 
 /// The data server that serves.
 pub struct Watched {
@@ -123,7 +123,8 @@ pub fn stand(
             let _ = rustix::io::write(&tell, &1u64.to_ne_bytes());
         })
         .context("can't start a thread to watch the data server")?;
-    let mapping = Mapping::start(&segment)?;
+    let benches = prepared.workers.iter().map(|worker| Arc::clone(&worker.bench)).collect();
+    let upkeep = Upkeep::start(&segment, benches)?;
     let mut standby = Standby {
         prepared,
         origin,
@@ -136,7 +137,7 @@ pub fn stand(
     log::debug!("standing by");
     let link = Arc::new(watched.link);
     let outcome = standby.wait(&link, &took_over)?;
-    mapping.stop();
+    upkeep.stop();
     match outcome {
         Outcome::Over => Ok(None),
         Outcome::TookOver => {
@@ -148,26 +149,30 @@ pub fn stand(
     }
 }
 
-/// Keeps the segment's memory mapped, so that the first requests after a take-over don't wait for the kernel to do it.
-struct Mapping {
+/// Keeps ready what a take-over would have to wait for: the segment's memory mapped, and the epolls free of old news.
+struct Upkeep {
     stop: Arc<AtomicBool>,
 }
 
-impl Mapping {
-    fn start(segment: &Segment) -> anyhow::Result<Self> {
+impl Upkeep {
+    fn start(segment: &Segment, benches: Vec<Arc<Bench>>) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (segment, stopped) = (segment.clone(), Arc::clone(&stop));
-        let mapping = move || {
+        let keep = move || {
+            let mut maps = true;
             while !stopped.load(Ordering::Relaxed) {
-                if let Err(error) = segment.populate(MAPPED_AT_ONCE, || !stopped.load(Ordering::Relaxed)) {
+                if maps
+                    && let Err(error) = segment.populate(MAPPED_AT_ONCE, || !stopped.load(Ordering::Relaxed))
+                {
                     // An older kernel: pages are mapped as they are needed.
                     log::debug!("the segment can't be mapped ahead: {error}");
-                    return;
+                    maps = false;
                 }
-                std::thread::park_timeout(MAPPING_PAUSE);
+                benches.iter().for_each(|bench| bench.forget_noise());
+                std::thread::park_timeout(UPKEEP_PAUSE);
             }
         };
-        std::thread::Builder::new().name("map".into()).spawn(mapping).context("can't start a thread")?;
+        std::thread::Builder::new().name("upkeep".into()).spawn(keep).context("can't start a thread")?;
         Ok(Self { stop })
     }
 
@@ -292,6 +297,7 @@ impl Standby {
         if let Ok(header) = segment.header() {
             segment.memory().store(&header.standby_stands, u64::from(std::process::id()));
         }
+        self.prepared.workers.iter().for_each(|worker| worker.bench.forget_noise());
         self.say_standing();
     }
 

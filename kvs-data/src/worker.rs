@@ -41,7 +41,7 @@ const RING_BYTES: u64 = 32 << 10;
 /// Clients looked at in one round for buffers that nobody uses, while too many are held.
 const COOLED_MAX: usize = 64;
 /// Clients taken up in one round that nobody has heard of since the data server before died.
-const RESUMED_MAX: usize = 256;
+const RESUMED_MAX: usize = 64;
 /// Pause between two looks whether a replaced value is still being sent.
 const GARBAGE_PAUSE: Duration = Duration::from_millis(50);
 
