@@ -23,6 +23,9 @@ const EVENTS_MAX: usize = 256;
 pub struct Seated {
     /// Its slot.
     pub index: SlotIndex,
+    /// The slot is its own even while it is free: this data server has claimed it. Else the one before did, and may have given it to
+    /// another client since, which sits somewhere else.
+    pub owns_slot: bool,
     /// Who it is.
     pub adopted: Adopted,
     /// Its socket.

@@ -1,7 +1,7 @@
 //! The main thread: starts the others, then does what the front server says until it says stop. One that is gone is replaced
 //! meanwhile; what it had sent before is done first.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -182,7 +182,7 @@ fn begin(
         prepared.shared.inherit_clients();
     }
     let front = Arc::clone(&origin.socket);
-    let server = Server::new(options, prepared, origin, begin, &HashSet::new())?;
+    let server = Server::new(options, prepared, origin, begin, &HashMap::new())?;
     server.workers.iter().for_each(|worker| worker.starter().go(Arc::clone(&front)));
     drop(segment);
     server.say_ready(start, begun)?;
@@ -190,7 +190,7 @@ fn begin(
 }
 
 impl Server {
-    /// One whose workers may serve, or serve already. `seated` are the numbers of the clients that they have.
+    /// One whose workers may serve, or serve already. `seated` are the clients that they have, with their slots.
     ///
     /// # Errors
     /// When there is no thread or descriptor to be had, or the backup file can't be used.
@@ -199,14 +199,15 @@ impl Server {
         prepared: Prepared,
         origin: Origin,
         begin: Begin,
-        seated: &HashSet<u64>,
+        seated: &HashMap<u64, SlotIndex>,
     ) -> anyhow::Result<Self> {
         let Prepared { shared, called, workers, threads } = prepared;
         let is_restoring = shared.unsettled.load(Ordering::Acquire) > 0;
         let survivors = if is_restoring { resume::survivors(&shared.segment)? } else { Vec::new() };
         let mut free: BTreeSet<u64> =
             (0..shared.segment.header()?.connection_slots_reserved.load()).collect();
-        for (_, index) in &survivors {
+        // The workers free those of the clients that they have, or begin to use them: perhaps they have already.
+        for index in survivors.iter().map(|(_, index)| index).chain(seated.values()) {
             free.remove(index);
         }
         // The lowest goes first.
@@ -216,7 +217,7 @@ impl Server {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .splice(0..0, free.into_iter().rev());
         let unclaimed =
-            survivors.into_iter().filter(|(connection, _)| !seated.contains(connection)).collect();
+            survivors.into_iter().filter(|(connection, _)| !seated.contains_key(connection)).collect();
         let backup = Backup::start(&shared, options.backup_path(), options.durability, begin, called)?;
         let segment = start::descriptor(&shared.segment)?;
         let own = Own {
@@ -261,8 +262,7 @@ impl Server {
     }
 
     /// Tells the front server whose sockets this data server has.
-    pub fn say_holds(&self, seated: &HashSet<u64>) {
-        let numbers: Vec<u64> = seated.iter().copied().collect();
+    pub fn say_holds(&self, numbers: Vec<u64>) {
         for connections in numbers.chunks(HOLDS_MAX) {
             self.fronts.tell(&DataMessage::Holds { connections: connections.to_vec() });
         }
@@ -364,7 +364,7 @@ impl Server {
         for (adopted, socket) in connections.into_iter().zip(sockets) {
             let known = self.unclaimed.remove(&adopted.connection);
             match known.or_else(|| self.claim_slot()) {
-                Some(index) => clients.push(Seated { index, adopted, socket }),
+                Some(index) => clients.push(Seated { index, owns_slot: true, adopted, socket }),
                 None => self.refuse(adopted, &socket),
             }
         }

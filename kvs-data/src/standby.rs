@@ -16,13 +16,14 @@
 //! It costs a process with its threads asleep, a descriptor for each client, and the memory of the segment mapped.
 //! `report/no-client-notices.md` argues the cases in which several processes die.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use kvs_core::connection::slot::SlotIndex;
 use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Seat, StartKind};
 use kvs_core::liveness::{FIRST_HELPER_SLOT, LivenessPage, MAIN_SLOT};
 use kvs_core::segment::Segment;
@@ -63,6 +64,7 @@ pub struct Watched {
 struct Place {
     worker: usize,
     place: usize,
+    slot: SlotIndex,
 }
 
 struct Standby {
@@ -266,7 +268,7 @@ impl Standby {
             }
             DataMessage::Closed { connections } => {
                 for connection in connections {
-                    let Some(Place { worker, place }) = self.seated.get(&connection).copied() else {
+                    let Some(Place { worker, place, .. }) = self.seated.get(&connection).copied() else {
                         continue;
                     };
                     if self.prepared.workers[worker].bench.leave(place) {
@@ -284,8 +286,13 @@ impl Standby {
         }
         let worker = self.next_worker;
         self.next_worker = (worker + 1) % self.prepared.workers.len();
-        match self.prepared.workers[worker].bench.sit(Seated { index: slot, adopted, socket }) {
-            Ok(Some(place)) => _ = self.seated.insert(adopted.connection, Place { worker, place }),
+        match self.prepared.workers[worker].bench.sit(Seated {
+            index: slot,
+            owns_slot: false,
+            adopted,
+            socket,
+        }) {
+            Ok(Some(place)) => _ = self.seated.insert(adopted.connection, Place { worker, place, slot }),
             Ok(None) => log::warn!("no memory to wait for connection {}", adopted.connection),
             Err(late) => self.late.push(late),
         }
@@ -320,14 +327,14 @@ impl Standby {
 
     /// The workers serve; now all else of a data server is started.
     fn into_server(self, options: &ServerOptions, began: Instant) -> anyhow::Result<Server> {
-        let seated: HashSet<u64> = self.seated.into_keys().collect();
         let shared = &self.prepared.shared;
-        shared.connections.fetch_add(seated.len() as u64, Ordering::Relaxed);
+        shared.connections.fetch_add(self.seated.len() as u64, Ordering::Relaxed);
+        let early = self.seated.into_iter().map(|(connection, place)| (connection, place.slot));
+        let late = self.late.iter().map(|client| (client.adopted.connection, client.index));
+        let seated: HashMap<u64, SlotIndex> = early.chain(late).collect();
         let mut server = Server::new(options, self.prepared, self.origin, Begin::Later, &seated)?;
-        let late: HashSet<u64> = self.late.iter().map(|client| client.adopted.connection).collect();
         self.late.into_iter().for_each(|client| server.seat_late(client));
-        server.say_holds(&seated);
-        server.say_holds(&late);
+        server.say_holds(seated.into_keys().collect());
         server.say_ready(StartKind::Attached, began)?;
         Ok(server)
     }

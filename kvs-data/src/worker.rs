@@ -393,7 +393,7 @@ impl<'s> Worker<'s> {
 
     /// Begins to serve the client in `place`, or goes on where the data server before stopped.
     fn begin(&mut self, place: usize, is_new: bool) -> Result<(), Fatal> {
-        let Some(Seated { index, adopted, socket }) = &self.places.seats[place] else { return Ok(()) };
+        let Some(Seated { index, adopted, socket, .. }) = &self.places.seats[place] else { return Ok(()) };
         let (index, adopted) = (*index, *adopted);
         let segment = &self.shared.segment;
         let connection = match resume::holder(segment, index, adopted.connection) {
@@ -405,7 +405,7 @@ impl<'s> Worker<'s> {
                         lost => log::error!("connection {} is ended: {lost}", adopted.connection),
                     }
                     resume::give_up(&mut self.context, index)?;
-                    return self.give_up(place);
+                    return self.give_up_with_slot(place);
                 }
             },
             Holder::Free if is_new || !was_served(adopted.transport, socket.as_fd()) => {
@@ -415,7 +415,7 @@ impl<'s> Worker<'s> {
                     Some(Err(error)) => {
                         log::warn!("connection {} can't be served: {error}", adopted.connection);
                         resume::give_up(&mut self.context, index)?;
-                        return self.give_up(place);
+                        return self.give_up_with_slot(place);
                     }
                     None => return self.give_up(place),
                 }
@@ -436,14 +436,29 @@ impl<'s> Worker<'s> {
         if is_pending { self.serve_begun(place, EventFlags::empty()) } else { Ok(()) }
     }
 
-    /// Lets a client go that can't be served; its slot is free.
+    /// Lets a client go that can't be served; its slot is free, and nobody else's.
+    fn give_up_with_slot(&mut self, place: usize) -> Result<(), Fatal> {
+        if let Some(client) = &mut self.places.seats[place] {
+            client.owns_slot = true;
+        }
+        self.give_up(place)
+    }
+
+    /// Lets a client go that can't be served. A slot that may be another's is not used again before the next data server finds it
+    /// free.
     fn give_up(&mut self, place: usize) -> Result<(), Fatal> {
-        let Some(Seated { index, adopted, socket }) = &self.places.seats[place] else { return Ok(()) };
-        let (index, connection) = (*index, adopted.connection);
+        let Some(Seated { index, owns_slot, adopted, socket }) = &self.places.seats[place] else {
+            return Ok(());
+        };
+        let (index, owns_slot, connection) = (*index, *owns_slot, adopted.connection);
         // It may be closed already from the other side.
         let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
         self.forget(place, connection);
-        self.shared.give_back_slot(index);
+        if owns_slot {
+            self.shared.give_back_slot(index);
+        } else {
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        }
         Ok(())
     }
 
