@@ -14,7 +14,7 @@
 //! 6. some connections were ended: a slot is marked free last, and what it no longer names is free.
 
 use crate::backup::ring;
-use crate::connection::slot;
+use crate::connection::slot::{self, SlotIndex};
 use crate::segment::layout::{ConnectionSlot, WorkerSlot};
 use crate::segment::{Segment, SegmentError};
 use crate::sys::counted_send;
@@ -49,7 +49,8 @@ pub enum RecoverError {
 /// # Errors
 /// [`RecoverError`]; the segment is not to be served then.
 pub fn recover(table: &Table) -> Result<(), RecoverError> {
-    let slots = take_over(table)?;
+    take_over(table)?;
+    let slots = worker_slots(table.segment())?;
     // The first slot always exists; nobody else works yet.
     slots.first().map_or(Ok(()), |worker| end_connections(table.segment(), worker))?;
     table.release_garbage();
@@ -57,11 +58,12 @@ pub fn recover(table: &Table) -> Result<(), RecoverError> {
 }
 
 /// Recovers the segment of `table` for a data server that goes on with the connections of the dead one. Until they all are
-/// resumed, or given up, nothing that was replaced is freed: see [`Table::release_garbage`] and [`collect_garbage`].
+/// resumed, or given up, nothing that was replaced is freed: see [`Table::release_garbage`] and [`collect_garbage`]. Gives the
+/// slots of the connections that were just being served: nothing may come from those clients before they have their answers.
 ///
 /// # Errors
 /// [`RecoverError`]; the segment is not to be served then.
-pub fn take_over(table: &Table) -> Result<Vec<&WorkerSlot>, RecoverError> {
+pub fn take_over(table: &Table) -> Result<Vec<SlotIndex>, RecoverError> {
     let segment = table.segment();
     table.hold_garbage();
     let slots = worker_slots(segment)?;
@@ -70,10 +72,11 @@ pub fn take_over(table: &Table) -> Result<Vec<&WorkerSlot>, RecoverError> {
     for (worker, slot) in (0u64..).zip(&slots).take(segment.header()?.backup_rings_reserved.load() as usize) {
         take_up_ring(table, worker, slot)?;
     }
+    let mut served = Vec::new();
     for slot in &slots {
-        note_served(segment, slot)?;
+        served.extend(note_served(segment, slot)?);
     }
-    Ok(slots)
+    Ok(served)
 }
 
 /// Frees what was replaced by workers whose slots nobody works in: those from `from` on.
@@ -97,8 +100,8 @@ pub fn collect_garbage(table: &Table, from: usize) -> Result<(), RecoverError> {
 
 /// Notes at the connection that a worker was serving that the kernel is to be asked how far its stream got; and for a unix socket
 /// what the send came to that may have been under way.
-fn note_served(segment: &Segment, worker: &WorkerSlot) -> Result<(), RecoverError> {
-    let Some(index) = worker.serving.load().checked_sub(1) else { return Ok(()) };
+fn note_served(segment: &Segment, worker: &WorkerSlot) -> Result<Option<SlotIndex>, RecoverError> {
+    let Some(index) = worker.serving.load().checked_sub(1) else { return Ok(None) };
     let mut transaction = Transaction::begin(segment, worker);
     if index < segment.header()?.connection_slots_reserved.load() {
         let slot: &ConnectionSlot = segment.memory().object(segment.regions().connection(index))?;
@@ -110,7 +113,8 @@ fn note_served(segment: &Segment, worker: &WorkerSlot) -> Result<(), RecoverErro
         }
     }
     transaction.store(&worker.serving, 0);
-    Ok(transaction.commit()?)
+    transaction.commit()?;
+    Ok(Some(index))
 }
 
 /// Pins what waits in the ring for the backup file. What can't be read there is in the table: a new file will have it.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -140,6 +140,7 @@ impl Prepared {
             value_bytes_max: options.max_value.0,
             connections: AtomicU64::new(0),
             free_slots: Mutex::default(),
+            served: OnceLock::new(),
             unsettled: AtomicU64::new(0),
             begun,
             segment: table.segment().clone(),

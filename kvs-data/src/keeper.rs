@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use kvs_core::control::{self, ADOPTED_MAX, CLOSED_MAX, ControlError, DataMessage, Seat};
 use kvs_core::sys::fd_passing::PassingError;
 
+/// Pause between two messages with clients: whoever is told has the other core meanwhile, which clients may need as well.
+const INTRODUCTION_PAUSE: Duration = Duration::from_millis(1);
 /// Pause before a keeper is told again what it had no room for.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
@@ -64,21 +66,21 @@ impl Keeper {
 
     /// Gives it duplicates of some more sockets, one message's worth: clients that are served wait no longer than that takes; `places` are all clients by their place.
     pub fn introduce<'c>(&mut self, places: impl Fn(usize) -> Option<(Seat, BorrowedFd<'c>)>, count: usize) {
-        let Some(from) = self.strangers_from else { return };
+        let Some(from) = self.strangers_from.filter(|_| self.introduce_at <= Instant::now()) else { return };
         let mut rest = (from..count).filter_map(|place| Some((place, places(place)?)));
         let batch: Vec<(usize, (Seat, BorrowedFd<'c>))> = rest.by_ref().take(ADOPTED_MAX).collect();
         let last = rest.next().is_none();
         let next = batch.last().map_or(from, |(place, _)| place + 1);
         let connections = batch.iter().map(|(_, (seat, _))| *seat).collect();
         let sockets: Vec<BorrowedFd<'_>> = batch.iter().map(|(_, (_, socket))| *socket).collect();
-        self.introduce_at = Instant::now();
+        self.introduce_at = Instant::now() + INTRODUCTION_PAUSE;
         match control::try_send(self.socket.as_fd(), &DataMessage::Introduce { connections, last }, &sockets)
         {
             Ok(()) => self.strangers_from = (!last).then_some(next),
             // It is gone, and the next one is told of all again.
             Err(ControlError::Passing(PassingError::Disconnected)) => self.strangers_from = None,
             // No room, or the kernel is short of memory just now.
-            Err(_) => self.introduce_at += RETRY_PAUSE,
+            Err(_) => self.introduce_at = Instant::now() + RETRY_PAUSE,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
@@ -51,6 +51,8 @@ pub struct Shared {
     pub connections: AtomicU64,
     /// Connection slots that were used and are free.
     pub free_slots: Mutex<Vec<SlotIndex>>,
+    /// Slots of the clients that the data server before was just serving.
+    pub served: OnceLock<Vec<SlotIndex>>,
     /// Workers that may not have taken up all clients of the data server before.
     pub unsettled: AtomicU64,
     /// When this process began.

@@ -389,7 +389,9 @@ impl TakingOver {
         let noticed = Instant::now();
         self.dead.await_all_dead()?;
         self.check_designation()?;
-        start::take_over(&self.shared.table, &self.options.name)?;
+        let served = start::take_over(&self.shared.table, &self.options.name)?;
+        // Nobody else has, and no worker looks before it begins.
+        let _ = self.shared.served.set(served);
         self.shared.claim()?;
         self.shared.inherit_clients();
         let (tcp_address, unix_path) = &self.addresses;

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use kvs_core::backup::disk::directory_of;
+use kvs_core::connection::slot::SlotIndex;
 use kvs_core::control::StartKind;
 use kvs_core::instance::{ByteSize, InstanceName};
 use kvs_core::limits::{CAPACITY_BYTES_DEFAULT, WORKER_THREADS_MAX};
@@ -129,15 +130,16 @@ fn make_directory(backup: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// Recovers what a dead data server left whose clients live on; see [`kvs_core::recover`].
+/// Recovers what a dead data server left whose clients live on; see [`kvs_core::recover`]. Gives the slots of those that it was just
+/// serving.
 ///
 /// # Errors
 /// Why the segment can't be served, for the operator.
-pub fn take_over(table: &Table, name: &InstanceName) -> anyhow::Result<()> {
-    explain(recover::take_over(table).map(|_| ()), name)
+pub fn take_over(table: &Table, name: &InstanceName) -> anyhow::Result<Vec<SlotIndex>> {
+    explain(recover::take_over(table), name)
 }
 
-fn explain(recovered: Result<(), RecoverError>, name: &InstanceName) -> anyhow::Result<()> {
+fn explain<T>(recovered: Result<T, RecoverError>, name: &InstanceName) -> anyhow::Result<T> {
     match recovered {
         Err(error @ RecoverError::DamagedLog { .. }) => bail!(
             "{error}; `kvs-tools check --name {name}` tells more, `kvs-tools purge --name {name}` gives it up"

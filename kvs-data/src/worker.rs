@@ -160,12 +160,12 @@ impl WorkerHandle {
 const WAKE: u64 = u64::MAX;
 
 /// Whether it is for this position of the backup file that the client in `place` waits.
-fn is_held(clients: &[Option<Client<'_>>], position: u64, place: usize) -> bool {
+fn is_held(clients: &[Option<Box<Client<'_>>>], position: u64, place: usize) -> bool {
     clients[place].as_ref().is_some_and(|client| client.held_until() == Some(position))
 }
 
 /// Whether the client in `place` is this one, and waits for room in the backup ring.
-fn is_parked(clients: &[Option<Client<'_>>], id: u64, place: usize) -> bool {
+fn is_parked(clients: &[Option<Box<Client<'_>>>], id: u64, place: usize) -> bool {
     clients[place].as_ref().is_some_and(|client| client.connection().id() == id && client.is_parked())
 }
 
@@ -188,7 +188,8 @@ struct Worker<'s> {
     inbox: Receiver<Command>,
     front: Keeper,
     standby: Option<Keeper>,
-    clients: Vec<Option<Client<'s>>>,
+    /// Boxed, since a standby makes the list when it takes over.
+    clients: Vec<Option<Box<Client<'s>>>>,
     /// Those who are not served yet, by their place.
     places: Places,
     /// Those in places from here on haven't been looked at since the data server before died.
@@ -251,6 +252,7 @@ impl<'s> Worker<'s> {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         // A predecessor that died in its turn left an odd one.
         self.set_turn(self.slot.turn.load().next_multiple_of(2));
+        self.begin_interrupted()?;
         loop {
             if self.is_finished() {
                 return self.end();
@@ -371,6 +373,17 @@ impl<'s> Worker<'s> {
         if self.stop_at.is_some() { self.close(place) } else { Ok(()) }
     }
 
+    /// Goes on with the clients that were just being served: they may wait for an answer to what has been received already.
+    fn begin_interrupted(&mut self) -> Result<(), Fatal> {
+        for served in self.shared.served.get().into_iter().flatten() {
+            let sits = |seat: &Option<Seated>| seat.as_ref().is_some_and(|client| client.index == *served);
+            if let Some(place) = self.places.seats.iter().position(sits) {
+                self.begin(place, false)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Looks at some of those of whom nothing was heard since the data server before died: answers may be unsent, or requests
     /// received and not executed.
     fn resume_some(&mut self) -> Result<(), Fatal> {
@@ -432,7 +445,7 @@ impl<'s> Worker<'s> {
         let Some(Seated { socket, .. }) = self.places.seats[place].take() else { return Ok(()) };
         let client = Client::new(socket, connection, &self.context);
         let is_pending = client.is_pending();
-        self.clients[place] = Some(client);
+        self.clients[place] = Some(Box::new(client));
         if is_pending { self.serve_begun(place, EventFlags::empty()) } else { Ok(()) }
     }
 

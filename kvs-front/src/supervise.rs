@@ -54,6 +54,9 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a standby may take until it could take over from a data server that is to be exchanged.
 const EXCHANGE_PATIENCE: Duration = Duration::from_secs(20);
 
+/// Pause from a take-over to the launch of the next standby: clients that waited go first.
+const STANDBY_PAUSE: Duration = Duration::from_millis(20);
+
 /// What a data server says of itself when it is ready.
 struct Readiness {
     pid: u32,
@@ -426,6 +429,7 @@ impl Supervisor {
     /// Passes all clients to a data server that serves in the place of one that died.
     fn greet(&mut self, next: &DataServer, readiness: &Readiness, (dead, noticed): (&DataServer, Instant)) {
         self.pace.ready();
+        self.standby_due = self.standby_due.max(Instant::now() + STANDBY_PAUSE);
         log::info!(
             "data server {} serves {} entries, {:.1} ms after the death of {}",
             next.pid,
