@@ -16,6 +16,7 @@
 //! wanted: that is no failure.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod check;
 mod check_backup;
 mod cli;
