@@ -1,6 +1,7 @@
 //! What can go wrong, for whoever called.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use kvs_core::limits::KEY_BYTES_MAX;
@@ -91,6 +92,41 @@ pub enum Error {
         /// What.
         message: String,
     },
+    /// No instance can have this name.
+    #[error("{reason}")]
+    InstanceName {
+        /// Why not.
+        reason: String,
+    },
+    /// There is no store to read from: it was never started, or it was purged.
+    #[error("there is no store at {}: start one with `kvs-front --name NAME` on this machine", path.display())]
+    NoStore {
+        /// Where its segment would be.
+        path: PathBuf,
+    },
+    /// The store is loading its backup file.
+    #[error("the store at {} is still loading its backup file; try again when it is ready", path.display())]
+    Loading {
+        /// Where its segment is.
+        path: PathBuf,
+    },
+    /// The segment can't be read.
+    #[error("{reason}")]
+    Segment {
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// A part of the store is damaged.
+    #[error(
+        "the key's part of the store, shard {shard}, is damaged and set aside; `kvs-tools check` says what is wrong"
+    )]
+    Quarantined {
+        /// Which.
+        shard: u64,
+    },
+    /// Writers were faster every time.
+    #[error("the value changes faster than it can be copied; try again, or ask the server for it")]
+    Contended,
     /// What came is no answer to what was asked.
     #[error("the server sent what this client does not understand ({0}); use matching releases")]
     Protocol(String),

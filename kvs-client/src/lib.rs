@@ -17,6 +17,7 @@
 //! | `pipeline` | [`Pipeline`]: many requests at once |
 //! | `connection` | one connection: frames out and in, without deadlock |
 //! | `session` | what the server remembers this client by |
+//! | `local` | [`LocalReader`]: reads straight from the shared memory, server or not |
 //! | `address` | where a server is |
 //! | `error` | [`Error`] |
 //!
@@ -27,6 +28,7 @@ mod address;
 mod client;
 mod connection;
 mod error;
+mod local;
 mod pipeline;
 mod session;
 #[cfg(test)]
@@ -34,4 +36,5 @@ mod tests;
 
 pub use client::{Client, ConnectOptions, Keys, ListPage, Statistic};
 pub use error::Error;
+pub use local::LocalReader;
 pub use pipeline::{Answer, Pipeline};

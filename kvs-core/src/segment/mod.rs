@@ -41,6 +41,12 @@ pub enum SegmentError {
         /// Where it was looked for.
         path: PathBuf,
     },
+    /// It is being made or removed.
+    #[error("segment {} is not finished: it is being made or removed; if no instance starts, the next one makes it anew", path.display())]
+    Unfinished {
+        /// The segment.
+        path: PathBuf,
+    },
     /// Another process holds the lock.
     #[error("segment {} is in use by {}; end that instance first or choose another --name", path.display(), holder(*pid))]
     InUse {
@@ -279,12 +285,34 @@ pub fn memory_bytes(header: &Header) -> u64 {
 pub struct SegmentView {
     view: View,
     regions: Regions,
+    /// None for memory that this process also writes.
+    file: Option<FileIdentity>,
+}
+
+/// Which file it is, whatever it is called. Its number is not given to another one as long as it is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+impl FileIdentity {
+    #[allow(clippy::unnecessary_cast, reason = "another type on other processors")]
+    fn of(stat: &rustix::fs::Stat) -> Self {
+        Self { device: stat.st_dev as u64, inode: stat.st_ino as u64 }
+    }
 }
 
 impl SegmentView {
     /// A read-only view of a segment that this process also writes.
     pub fn of(segment: &Segment) -> Self {
-        Self { view: View::of(segment.memory()), regions: segment.regions }
+        Self { view: View::of(segment.memory()), regions: segment.regions, file: None }
+    }
+
+    /// Whether the segment was removed, so that nothing in it counts any more.
+    #[inline(always)]
+    pub fn is_retired(&self) -> bool {
+        self.header().map_or(0, |header| header.magic.load()) != layout::MAGIC
     }
 
     /// The memory.
@@ -303,6 +331,7 @@ impl SegmentView {
     ///
     /// # Errors
     /// [`Damaged`] never: the mapping is at least this long.
+    #[inline(always)]
     pub fn header(&self) -> Result<&Header, Damaged> {
         self.view.object(Offset::new(0))
     }

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::layout::{
     EXTENT_BYTES, Header, LAYOUT_HASH, LAYOUT_VERSION, MAGIC, PAGE_BYTES, Regions, SHARDS_MAX,
 };
-use super::{Segment, SegmentError, SegmentView};
+use super::{FileIdentity, Segment, SegmentError, SegmentView};
 use crate::limits::{CAPACITY_BYTES_DEFAULT, CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN};
 use crate::sys::memory::{Memory, Offset, View};
 use crate::sys::process::boot_id;
@@ -230,15 +230,38 @@ impl SegmentView {
     /// Every way in which it can't be had: see [`SegmentError`].
     pub fn open(path: &Path) -> Result<Self, SegmentError> {
         let file = open_file(path, OFlags::RDONLY)?;
+        if is_unfinished(path, &file)? {
+            return Err(SegmentError::Unfinished { path: path.to_path_buf() });
+        }
         let length = file_length(path, &file)?;
         let view = View::map(file.as_fd(), length).map_err(|source| io_error(path, "map it", source))?;
         let regions = check_header(path, &view, length)?;
         check_memory(path, &view, &file)?;
-        Ok(Self { view, regions })
+        Ok(Self { view, regions, file: Some(identity_of(path, &file)?) })
+    }
+
+    /// Whether `path` names another file now, and not just none. What is mapped stays as it is, whatever its name is.
+    ///
+    /// # Errors
+    /// When it can't be looked at.
+    pub fn is_replaced(&self, path: &Path) -> Result<bool, SegmentError> {
+        match rustix::fs::lstat(path) {
+            Ok(named) => Ok(self.file != Some(FileIdentity::of(&named))),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(io_error(path, "look at it", error.into())),
+        }
     }
 }
 
-/// Removes the segment at `path` if no process serves it and it is this user's.
+fn identity_of(path: &Path, file: &OwnedFd) -> Result<FileIdentity, SegmentError> {
+    let stat = rustix::fs::fstat(file).map_err(|error| io_error(path, "look at it", error.into()))?;
+    Ok(FileIdentity::of(&stat))
+}
+
+/// Removes the segment at `path` if no process serves it and it is this user's. Who has it mapped learns that it is void.
+///
+/// Killed between the two steps, it leaves a segment that was never finished, as far as anybody can tell: the next start makes it
+/// anew, as it would after the second.
 ///
 /// # Errors
 /// [`SegmentError::InUse`] when a server is attached, [`SegmentError::Missing`] when there is none.
@@ -246,7 +269,20 @@ pub fn remove(path: &Path) -> Result<(), SegmentError> {
     let file = rustix::fs::open(path, OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| open_error(path, error))?;
     lock_exclusively(path, &file)?;
+    retire(path, &file)?;
     unlink(path)
+}
+
+/// Takes the magic word out of a segment, where local readers look at every read. What is none is not written into.
+fn retire(path: &Path, file: &OwnedFd) -> Result<(), SegmentError> {
+    if check_file(path, file).is_err() || magic_of(path, file)? != Some(MAGIC) {
+        return Ok(());
+    }
+    match rustix::io::pwrite(file, &0u64.to_le_bytes(), 0) {
+        Ok(8) => Ok(()),
+        Ok(_) => Err(io_error(path, "mark it as void", io::ErrorKind::WriteZero.into())),
+        Err(error) => Err(io_error(path, "mark it as void", error.into())),
+    }
 }
 
 fn io_error(path: &Path, action: &'static str, source: io::Error) -> SegmentError {
@@ -350,9 +386,15 @@ fn is_named(path: &Path, file: &OwnedFd) -> Result<bool, SegmentError> {
 
 /// Whether creation was cut short: nothing in the file, or no magic word yet.
 fn is_unfinished(path: &Path, file: &OwnedFd) -> Result<bool, SegmentError> {
+    let stat = rustix::fs::fstat(file).map_err(|error| io_error(path, "look at it", error.into()))?;
+    Ok(stat.st_size == 0 || magic_of(path, file)? == Some(0))
+}
+
+/// The file's first eight bytes, if it has so many.
+fn magic_of(path: &Path, file: &OwnedFd) -> Result<Option<u64>, SegmentError> {
     let mut magic = [0u8; 8];
     let count = rustix::io::pread(file, &mut magic, 0).map_err(|e| io_error(path, "read it", e.into()))?;
-    Ok(count == 0 || (count == 8 && u64::from_le_bytes(magic) == 0))
+    Ok((count == magic.len()).then(|| u64::from_le_bytes(magic)))
 }
 
 fn unlink(path: &Path) -> Result<(), SegmentError> {

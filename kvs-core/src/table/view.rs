@@ -133,6 +133,14 @@ impl<'v> TableView<'v> {
         self.view.object(self.regions.shard(index))
     }
 
+    /// The shard of `hash` when it was found to be damaged.
+    #[inline(always)]
+    pub fn quarantined(&self, hash: KeyHash) -> Option<u64> {
+        let index = hash.shard(self.regions.shard_count);
+        let sound = self.shard(index).is_ok_and(|shard| shard.quarantined.load() == 0);
+        if sound { None } else { Some(index) }
+    }
+
     /// The buckets of shard `index`.
     #[inline(always)]
     pub fn buckets(&self, index: u64) -> Buckets<'v> {

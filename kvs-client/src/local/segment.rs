@@ -1,0 +1,106 @@
+//! The segment that a reader has mapped, and whether it is still the one.
+//!
+//! Who removes a segment says so in it first, and every lookup looks there. For what nobody announced, a segment that a user
+//! removed by hand, the name is looked at when a clock that costs no system call says that it is time again.
+
+use std::path::Path;
+
+use kvs_core::segment::{SegmentError, SegmentView};
+use kvs_core::table::hash::HashSeed;
+use kvs_core::table::view::TableView;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::Error;
+
+/// The segment's name is looked at so often, in nanoseconds.
+const LOOK_EVERY_NS: i64 = 100_000_000;
+
+/// A segment that is mapped.
+pub struct Mapped {
+    view: SegmentView,
+    seed: HashSeed,
+    /// When its name was looked at last.
+    looked_ns: i64,
+}
+
+impl Mapped {
+    /// Maps the segment at `path`.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let view = SegmentView::open(path).map_err(|error| refused(path, &error))?;
+        let header = view.header().map_err(|error| refused(path, &error.into()))?;
+        if header.loading.load() != 0 {
+            return Err(Error::Loading { path: path.to_path_buf() });
+        }
+        let seed = HashSeed::of(header);
+        Ok(Self { view, seed, looked_ns: coarse_ns() })
+    }
+
+    /// Whether it can be read without a closer look.
+    #[inline(always)]
+    fn is_current(&self) -> bool {
+        !self.view.is_retired() && coarse_ns().wrapping_sub(self.looked_ns) < LOOK_EVERY_NS
+    }
+
+    /// Makes the next read look at the segment's name.
+    #[cfg(test)]
+    pub fn look_again(&mut self) {
+        self.looked_ns -= LOOK_EVERY_NS;
+    }
+
+    /// The table in it.
+    #[inline(always)]
+    pub fn table(&self) -> TableView<'_> {
+        TableView::new(self.view.view(), self.view.regions(), self.seed)
+    }
+}
+
+/// The segment that is to be read now.
+#[inline(always)]
+pub fn current<'m>(mapped: &'m mut Option<Mapped>, path: &Path) -> Result<&'m mut Mapped, Error> {
+    if !mapped.as_ref().is_some_and(Mapped::is_current) {
+        renew(mapped, path)?;
+    }
+    mapped.as_mut().ok_or_else(|| Error::NoStore { path: path.to_path_buf() })
+}
+
+/// Looks for another segment when there is none, when the one that is mapped is void, or from time to time.
+#[cold]
+fn renew(mapped: &mut Option<Mapped>, path: &Path) -> Result<(), Error> {
+    if let Some(old) = mapped.as_mut().filter(|old| !old.view.is_retired()) {
+        old.looked_ns = coarse_ns();
+        // One that has lost its name and was not replaced still has the last data, and may still be served. So has one of which
+        // nothing can be learnt.
+        if !old.view.is_replaced(path).unwrap_or(false) {
+            return Ok(());
+        }
+        match Mapped::open(path) {
+            Ok(new) => *old = new,
+            // The new one has no data yet.
+            Err(Error::NoStore { .. } | Error::Loading { .. }) => {}
+            Err(error) => {
+                *mapped = None;
+                return Err(error);
+            }
+        }
+        return Ok(());
+    }
+    *mapped = None;
+    *mapped = Some(Mapped::open(path)?);
+    Ok(())
+}
+
+fn refused(path: &Path, error: &SegmentError) -> Error {
+    match error {
+        SegmentError::Missing { .. } | SegmentError::Unfinished { .. } => {
+            Error::NoStore { path: path.to_path_buf() }
+        }
+        error => Error::Segment { reason: error.to_string() },
+    }
+}
+
+/// Nanoseconds of a clock that moves every few milliseconds and is read without a system call.
+#[inline(always)]
+fn coarse_ns() -> i64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
