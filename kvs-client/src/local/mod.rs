@@ -169,6 +169,8 @@ fn read_again(
             ReadError::Contended if since.elapsed() > PATIENCE => return Err(Error::Contended),
             // Who disturbs it may need this processor to come to an end.
             ReadError::Contended => std::thread::yield_now(),
+            // What lies behind the data that was known is there by now, or it is damage.
+            _ if mapped.look_further() => {}
             error => return Err(Error::Segment { reason: error.to_string() }),
         }
         match try_read(mapped, hash, key, value) {

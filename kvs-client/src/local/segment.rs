@@ -19,6 +19,8 @@ const LOOK_EVERY_NS: i64 = 100_000_000;
 pub struct Mapped {
     view: SegmentView,
     seed: HashSeed,
+    /// Where the data ended that had memory when that was looked at last; it never ends earlier.
+    data_end: u64,
     /// When its name was looked at last.
     looked_ns: i64,
 }
@@ -32,7 +34,16 @@ impl Mapped {
             return Err(Error::Loading { path: path.to_path_buf() });
         }
         let seed = HashSeed::of(header);
-        Ok(Self { view, seed, looked_ns: coarse_ns() })
+        let mut mapped = Self { view, seed, data_end: 0, looked_ns: coarse_ns() };
+        mapped.look_further();
+        Ok(mapped)
+    }
+
+    /// Looks how far the data reaches now; whether that is farther than before.
+    pub fn look_further(&mut self) -> bool {
+        let before = self.data_end;
+        self.data_end = self.view.data_end();
+        self.data_end > before
     }
 
     /// Whether it can be read without a closer look.
@@ -50,7 +61,7 @@ impl Mapped {
     /// The table in it.
     #[inline(always)]
     pub fn table(&self) -> TableView<'_> {
-        TableView::new(self.view.view(), self.view.regions(), self.seed)
+        TableView::within(self.view.view(), self.view.regions(), self.seed, self.data_end)
     }
 }
 

@@ -116,7 +116,7 @@ fn local_reads_of_many_keys_are_those_of_each() {
         let take = |index: usize, value: Option<&[u8]>| {
             assert_eq!(index, next);
             next += 1;
-            let expected = (index % 7 != 0).then(|| index.to_string().into_bytes());
+            let expected = (!index.is_multiple_of(7)).then(|| index.to_string().into_bytes());
             assert_eq!(value.map(<[u8]>::to_vec), expected);
         };
         reader.get_many(&keys[..count], take).expect("readable");

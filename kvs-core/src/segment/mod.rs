@@ -309,6 +309,12 @@ impl SegmentView {
         Self { view: View::of(segment.memory()), regions: segment.regions, file: None }
     }
 
+    /// Where the data ends that has memory now.
+    pub fn data_end(&self) -> u64 {
+        let reserved = self.header().map_or(0, |header| header.extents_reserved.load());
+        self.regions.data + reserved.min(self.regions.extent_count) * layout::EXTENT_BYTES
+    }
+
     /// Whether the segment was removed, so that nothing in it counts any more.
     #[inline(always)]
     pub fn is_retired(&self) -> bool {

@@ -253,14 +253,21 @@ impl View {
         self.length
     }
 
+    /// All of it.
+    #[inline(always)]
+    pub fn whole(&self) -> Window<'_> {
+        Window { base: self.base, start: 0, end: self.length, of: PhantomData }
+    }
+
+    /// The part from offset `start` up to `end`, as far as it is mapped.
+    #[inline(always)]
+    pub fn window(&self, start: u64, end: u64) -> Window<'_> {
+        Window { start, end: end.min(self.length), ..self.whole() }
+    }
+
     #[inline(always)]
     fn pointer(&self, offset: u64, length: u64, alignment: u64) -> Result<*mut u8, Damaged> {
-        let fits = offset.checked_add(length).is_some_and(|end| end <= self.length);
-        if !fits || !offset.is_multiple_of(alignment) {
-            return Err(Damaged { offset });
-        }
-        // SAFETY: `offset` lies inside the mapping, as just checked.
-        Ok(unsafe { self.base.as_ptr().add(offset as usize) })
+        self.whole().pointer(offset, length, alignment)
     }
 
     /// The word at `offset`.
@@ -289,6 +296,78 @@ impl View {
     /// # Errors
     /// [`Damaged`] when they lie outside or are misaligned.
     pub fn words(&self, offset: u64, count: u64) -> Result<&[Word], Damaged> {
+        self.whole().words(offset, count)
+    }
+
+    /// Asks the processor to bring the cache line at `offset` near; harmless for any offset.
+    #[inline(always)]
+    pub fn prefetch(&self, offset: u64) {
+        self.whole().prefetch(offset);
+    }
+
+    /// Copies `target.len()` bytes from `offset`; see [`Window::read_bytes`].
+    ///
+    /// # Errors
+    /// [`Damaged`] when the range lies outside.
+    #[inline]
+    pub fn read_bytes(&self, offset: u64, target: &mut [u8]) -> Result<(), Damaged> {
+        self.whole().read_bytes(offset, target)
+    }
+
+    /// The words that `length` bytes from `offset` lie in, and how many bytes of the first one come before them.
+    #[inline(always)]
+    fn words_around(&self, offset: u64, length: usize) -> Result<(*const AtomicU64, usize), Damaged> {
+        self.whole().words_around(offset, length)
+    }
+
+    /// Whether the bytes at the word-aligned `offset` equal `expected`; see [`Window::equal_bytes`].
+    ///
+    /// # Errors
+    /// [`Damaged`] when the range lies outside or is misaligned.
+    #[inline]
+    pub fn equal_bytes(&self, offset: u64, expected: &[u8]) -> Result<bool, Damaged> {
+        self.whole().equal_bytes(offset, expected)
+    }
+}
+
+/// A part of a view, known by its offsets in the whole: what a reader may touch of it, as memory is reserved there. Touching what is
+/// not would take memory from `/dev/shm`, or end the process with a signal when that is full.
+#[derive(Clone, Copy)]
+pub struct Window<'v> {
+    base: NonNull<u8>,
+    start: u64,
+    end: u64,
+    of: PhantomData<&'v View>,
+}
+
+impl<'v> Window<'v> {
+    #[inline(always)]
+    fn pointer(self, offset: u64, length: u64, alignment: u64) -> Result<*mut u8, Damaged> {
+        let fits = offset.checked_add(length).is_some_and(|end| offset >= self.start && end <= self.end);
+        if !fits || !offset.is_multiple_of(alignment) {
+            return Err(Damaged { offset });
+        }
+        // SAFETY: `offset` lies inside the window, as just checked, and that inside the mapping.
+        Ok(unsafe { self.base.as_ptr().add(offset as usize) })
+    }
+
+    /// The word at `offset`.
+    ///
+    /// # Errors
+    /// [`Damaged`] when it lies outside or is misaligned.
+    #[inline(always)]
+    pub fn word(self, offset: u64) -> Result<&'v Word, Damaged> {
+        let pointer = self.pointer(offset, WORD_BYTES, WORD_BYTES)?;
+        // SAFETY: in bounds and aligned, as just checked; words are valid for any bits and only changed atomically; the view, and
+        // so the mapping, outlives the window.
+        Ok(unsafe { &*pointer.cast::<Word>() })
+    }
+
+    /// `count` words from `offset` on.
+    ///
+    /// # Errors
+    /// [`Damaged`] when they lie outside or are misaligned.
+    pub fn words(self, offset: u64, count: u64) -> Result<&'v [Word], Damaged> {
         let length = count.checked_mul(WORD_BYTES).ok_or(Damaged { offset })?;
         let pointer = self.pointer(offset, length, WORD_BYTES)?;
         // SAFETY: in bounds and aligned, as just checked; words are valid for any bits and only changed atomically.
@@ -297,11 +376,11 @@ impl View {
 
     /// Asks the processor to bring the cache line at `offset` near; harmless for any offset.
     #[inline(always)]
-    pub fn prefetch(&self, offset: u64) {
+    pub fn prefetch(self, offset: u64) {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
-        if offset < self.length {
+        if (self.start..self.end).contains(&offset) {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: the address is inside the mapping, and a prefetch has no architectural effect.
+            // SAFETY: the address is inside the window, and a prefetch has no architectural effect.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(self.base.as_ptr().add(offset as usize).cast()) };
         }
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
@@ -314,7 +393,7 @@ impl View {
     /// # Errors
     /// [`Damaged`] when the range lies outside.
     #[inline]
-    pub fn read_bytes(&self, offset: u64, target: &mut [u8]) -> Result<(), Damaged> {
+    pub fn read_bytes(self, offset: u64, target: &mut [u8]) -> Result<(), Damaged> {
         let (source, skip) = self.words_around(offset, target.len())?;
         let (first, rest) = target.split_at_mut(first_part(skip, target.len()));
         let mut next = 0;
@@ -342,18 +421,18 @@ impl View {
 
     /// The words that `length` bytes from `offset` lie in, and how many bytes of the first one come before them.
     #[inline(always)]
-    fn words_around(&self, offset: u64, length: usize) -> Result<(*const AtomicU64, usize), Damaged> {
+    fn words_around(self, offset: u64, length: usize) -> Result<(*const AtomicU64, usize), Damaged> {
         let skip = offset % WORD_BYTES;
         let bytes = (skip + length as u64).next_multiple_of(WORD_BYTES);
         Ok((self.pointer(offset - skip, bytes, WORD_BYTES)?.cast::<AtomicU64>(), skip as usize))
     }
 
-    /// Whether the bytes at the word-aligned `offset` equal `expected`. As unprotected as [`View::read_bytes`].
+    /// Whether the bytes at the word-aligned `offset` equal `expected`. As unprotected as [`Window::read_bytes`].
     ///
     /// # Errors
     /// [`Damaged`] when the range lies outside or is misaligned.
     #[inline]
-    pub fn equal_bytes(&self, offset: u64, expected: &[u8]) -> Result<bool, Damaged> {
+    pub fn equal_bytes(self, offset: u64, expected: &[u8]) -> Result<bool, Damaged> {
         let words = (expected.len() as u64).div_ceil(WORD_BYTES);
         let source = self.pointer(offset, words * WORD_BYTES, WORD_BYTES)?.cast::<AtomicU64>();
         schedule();

@@ -104,6 +104,13 @@ impl<'v> Buckets<'v> {
         Self { view, start: regions.bucket_region(index), limit }
     }
 
+    /// Those of shard `index` that lie in the first `bytes` of its region, where memory is reserved.
+    #[inline(always)]
+    pub fn within(view: &'v View, regions: &Regions, index: u64, bytes: u64) -> Self {
+        let limit = bytes.min(regions.bucket_region_bytes) / BUCKET_BYTES;
+        Self { view, start: regions.bucket_region(index), limit }
+    }
+
     /// Those of shard `index` of a segment that this process writes.
     pub fn of(segment: &'v Segment, index: u64) -> Self {
         Self::new(segment.memory(), segment.regions(), index)

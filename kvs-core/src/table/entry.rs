@@ -21,7 +21,7 @@
 use super::hash::{HashSeed, KeyHash};
 use crate::arena::block_list::{CHUNKS_MAX, Chunk};
 use crate::segment::layout::LAYOUT_HASH;
-use crate::sys::memory::{Damaged, Memory, View, Word};
+use crate::sys::memory::{Damaged, Memory, View, Window, Word};
 
 /// The entry has words for expiry and group.
 pub const FLAG_EXTENDED: u64 = 1;
@@ -44,7 +44,7 @@ pub const fn content_bytes(key_length: u64, value_length: u64) -> u64 {
 /// An entry as its first words describe it. Nothing here is trusted: the bytes may be changing, or damaged.
 #[derive(Clone, Copy)]
 pub struct Entry<'v> {
-    view: &'v View,
+    memory: Window<'v>,
     /// Where it is.
     pub offset: u64,
     word0: u64,
@@ -59,12 +59,21 @@ impl<'v> Entry<'v> {
     /// [`Damaged`] when there can't be one.
     #[inline(always)]
     pub fn load(view: &'v View, offset: u64) -> Result<Option<Self>, Damaged> {
-        let word0 = view.word(offset)?.load();
-        let word1 = view.word(offset + 8)?.load();
+        Self::load_within(view.whole(), offset)
+    }
+
+    /// Looks at the entry at `offset`, of which nothing outside of `memory` is ever touched.
+    ///
+    /// # Errors
+    /// [`Damaged`] when there can't be one.
+    #[inline(always)]
+    pub fn load_within(memory: Window<'v>, offset: u64) -> Result<Option<Self>, Damaged> {
+        let word0 = memory.word(offset)?.load();
+        let word1 = memory.word(offset + 8)?.load();
         if word0 == 0 {
             return Ok(None);
         }
-        let mut entry = Self { view, offset, word0, word1, chunk_count: 0 };
+        let mut entry = Self { memory, offset, word0, word1, chunk_count: 0 };
         if entry.is_chunked() {
             entry.chunk_count = entry.chunk_count_word()?.load();
             if entry.chunk_count > CHUNKS_MAX as u64 {
@@ -119,7 +128,7 @@ impl<'v> Entry<'v> {
     /// # Errors
     /// [`Damaged`] when it lies outside.
     pub fn chunk_count_word(&self) -> Result<&'v Word, Damaged> {
-        self.view.word(self.chunked_at())
+        self.memory.word(self.chunked_at())
     }
 
     /// The word that links a chunked entry into its worker's garbage list.
@@ -127,7 +136,7 @@ impl<'v> Entry<'v> {
     /// # Errors
     /// [`Damaged`] when it lies outside.
     pub fn garbage_word(&self) -> Result<&'v Word, Damaged> {
-        self.view.word(self.chunked_at() + 8)
+        self.memory.word(self.chunked_at() + 8)
     }
 
     /// The words of the chunk table that are in use.
@@ -138,7 +147,7 @@ impl<'v> Entry<'v> {
         if !self.is_chunked() {
             return Ok(&[]);
         }
-        self.view.words(self.chunked_at() + CHUNKED_BYTES, self.chunk_count)
+        self.memory.words(self.chunked_at() + CHUNKED_BYTES, self.chunk_count)
     }
 
     /// Where the part of the content that is in this block begins.
@@ -183,13 +192,13 @@ impl<'v> Entry<'v> {
             return Ok(false);
         }
         if !self.is_chunked() {
-            return self.view.equal_bytes(self.inline_at(), key);
+            return self.memory.equal_bytes(self.inline_at(), key);
         }
         let mut at = 0;
         while at < key.len() {
             let (offset, length) = self.piece(at as u64)?;
             let part = &key[at..key.len().min(at + length as usize)];
-            if part.is_empty() || !self.view.equal_bytes(offset, part)? {
+            if part.is_empty() || !self.memory.equal_bytes(offset, part)? {
                 return Ok(false);
             }
             at += part.len();
@@ -238,7 +247,7 @@ impl<'v> Entry<'v> {
     /// Copies content from position `from` on into `target`.
     fn copy_content(&self, mut from: u64, mut target: &mut [u8]) -> Result<(), Damaged> {
         if !self.is_chunked() {
-            return self.view.read_bytes(self.inline_at() + from, target);
+            return self.memory.read_bytes(self.inline_at() + from, target);
         }
         while !target.is_empty() {
             let (offset, length) = self.piece(from)?;
@@ -247,7 +256,7 @@ impl<'v> Entry<'v> {
             }
             let count = target.len().min(length as usize);
             let (now, later) = target.split_at_mut(count);
-            self.view.read_bytes(offset, now)?;
+            self.memory.read_bytes(offset, now)?;
             (from, target) = (from + count as u64, later);
         }
         Ok(())
@@ -307,7 +316,7 @@ impl<'v> Entry<'v> {
     /// [`Damaged`] when its content can't be where it should.
     pub fn checksum_fits(&self) -> Result<bool, Damaged> {
         let found = self.word0 & ((1 << CHECKSUM_BITS) - 1);
-        Ok(found == checksum(self.view, self.offset, self.block_bytes()?, self.garbage_skip())?)
+        Ok(found == checksum(self.memory, self.offset, self.block_bytes()?, self.garbage_skip())?)
     }
 
     /// The garbage link and the count of chunks change when an entry is retired; the checksum leaves them out.
@@ -317,7 +326,7 @@ impl<'v> Entry<'v> {
 }
 
 /// Sixteen bits of a CRC32C over the block from word 1 on, begun with the layout's hash.
-fn checksum(view: &View, offset: u64, bytes: u64, skip: Option<u64>) -> Result<u64, Damaged> {
+fn checksum(memory: Window<'_>, offset: u64, bytes: u64, skip: Option<u64>) -> Result<u64, Damaged> {
     let mut buffer = [0u8; 512];
     let mut sum = LAYOUT_HASH as u32;
     let end = offset.checked_add(bytes).ok_or(Damaged { offset })?;
@@ -329,7 +338,7 @@ fn checksum(view: &View, offset: u64, bytes: u64, skip: Option<u64>) -> Result<u
         }
         let stop = skip.filter(|&skip| skip > at).unwrap_or(end).min(end);
         let count = (stop - at).min(buffer.len() as u64) as usize;
-        view.read_bytes(at, &mut buffer[..count])?;
+        memory.read_bytes(at, &mut buffer[..count])?;
         sum = crc32c::crc32c_append(sum, &buffer[..count]);
         at += count as u64;
     }
@@ -414,7 +423,7 @@ pub fn build(
             Some(at)
         }
     };
-    Ok(version << CHECKSUM_BITS | checksum(memory, offset, content.block_bytes(key), skip)?)
+    Ok(version << CHECKSUM_BITS | checksum(memory.whole(), offset, content.block_bytes(key), skip)?)
 }
 
 fn copy_within(memory: &Memory, from: u64, to: u64, length: u64) -> Result<(), Damaged> {

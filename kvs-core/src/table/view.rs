@@ -17,7 +17,7 @@ use super::entry::Entry;
 use super::geometry::Geometry;
 use super::hash::{HashSeed, KeyHash};
 use crate::segment::layout::{Regions, Shard};
-use crate::sys::memory::{Damaged, View};
+use crate::sys::memory::{Damaged, View, Window};
 
 /// Validated reads are tried so often before a reader gives up.
 const TRIES_MAX: usize = 64;
@@ -77,6 +77,8 @@ pub struct TableView<'v> {
     view: &'v View,
     regions: &'v Regions,
     seed: HashSeed,
+    /// Where entries may be.
+    data: Window<'v>,
 }
 
 /// What a read depends on: unchanged at its end, it is valid.
@@ -92,7 +94,8 @@ impl<'v> Snapshot<'v> {
     fn take(table: &TableView<'v>, index: u64, hash: u64) -> Result<Self, Damaged> {
         let shard = table.shard(index)?;
         let home = geometry_of(shard, table, index)?.home(hash);
-        let buckets = table.buckets(index);
+        // Memory is reserved before the geometry leads there.
+        let buckets = Buckets::within(table.view, table.regions, index, shard.reserved_bytes.load());
         let header = buckets.header(home)?;
         Ok(Self { shard, buckets, home, header })
     }
@@ -115,7 +118,14 @@ impl<'v> TableView<'v> {
     /// The table in `view`.
     #[inline(always)]
     pub fn new(view: &'v View, regions: &'v Regions, seed: HashSeed) -> Self {
-        Self { view, regions, seed }
+        Self { view, regions, seed, data: view.whole() }
+    }
+
+    /// The table in `view`, for a reader that touches no memory but what is reserved: of the data only what lies before `data_end`.
+    /// What lies behind is damage to it.
+    #[inline(always)]
+    pub fn within(view: &'v View, regions: &'v Regions, seed: HashSeed, data_end: u64) -> Self {
+        Self { view, regions, seed, data: view.window(regions.data, data_end) }
     }
 
     /// The hash of `key`.
@@ -152,7 +162,7 @@ impl<'v> TableView<'v> {
     /// # Errors
     /// [`Damaged`] when there can't be one.
     pub fn entry(&self, offset: u64) -> Result<Option<Entry<'v>>, Damaged> {
-        Entry::load(self.view, offset)
+        Entry::load_within(self.data, offset)
     }
 
     /// Asks for the home bucket of `hash` to be brought near.
@@ -173,7 +183,7 @@ impl<'v> TableView<'v> {
         let Ok(bucket) = snapshot.buckets.get(snapshot.home) else { return };
         for word in &bucket.slots {
             match Slot::decode(word.load()) {
-                Some(slot) if slot.tag == hash.tag() => Entry::prefetch(self.view, slot.offset),
+                Some(slot) if slot.tag == hash.tag() => self.data.prefetch(slot.offset),
                 _ => {}
             }
         }
@@ -236,7 +246,7 @@ impl<'v> TableView<'v> {
                 if slot.tag != hash.tag() {
                     continue;
                 }
-                if let Some(entry) = Entry::load(self.view, slot.offset)?
+                if let Some(entry) = Entry::load_within(self.data, slot.offset)?
                     && entry.has_key(key)?
                 {
                     return Ok(Some(Place { shard, home: snapshot.home, bucket, slot: index, entry }));
@@ -312,12 +322,12 @@ impl<'v> TableView<'v> {
             slots
                 .iter()
                 .filter_map(|word| Slot::decode(word.load()))
-                .for_each(|slot| Entry::prefetch(self.view, slot.offset));
+                .for_each(|slot| self.data.prefetch(slot.offset));
         }
         for bucket in within {
             for word in &snapshot.buckets.get(bucket)?.slots {
                 let Some(slot) = Slot::decode(word.load()) else { continue };
-                let Some(entry) = Entry::load(self.view, slot.offset)? else { continue };
+                let Some(entry) = Entry::load_within(self.data, slot.offset)? else { continue };
                 let hash = entry.hash(self.seed)?;
                 let ours = hash.tag() == slot.tag && hash.shard(self.regions.shard_count) == position.shard;
                 if ours && hash.0 >= position.hash && next.is_none_or(|next| hash.0 < next) {
