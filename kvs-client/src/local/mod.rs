@@ -115,8 +115,13 @@ impl LocalReader {
                 *hash = mapped.table().hash_of(key.as_ref());
                 mapped.table().prefetch_bucket(*hash);
             }
-            for hash in &hashes[..group.len()] {
-                mapped.table().prefetch_entry(*hash);
+            let mut beyond = 0u64;
+            for (at, hash) in hashes[..group.len()].iter().enumerate() {
+                beyond |= u64::from(!mapped.table().prefetch_entry(*hash)) << at;
+            }
+            while beyond != 0 {
+                mapped.table().prefetch_entry_beyond(hashes[beyond.trailing_zeros() as usize]);
+                beyond &= beyond - 1;
             }
             for (key, hash) in group.iter().zip(&hashes) {
                 let there = read(mapped, *hash, key.as_ref(), &mut self.value)?;

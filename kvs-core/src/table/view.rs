@@ -19,6 +19,9 @@ use super::hash::{HashSeed, KeyHash};
 use crate::segment::layout::{Regions, Shard};
 use crate::sys::memory::{Damaged, View, Window};
 
+/// Most buckets behind a home that are asked for ahead: more entries than lie farther away would not be worth it.
+const PREFETCH_BUCKETS: u64 = 3;
+
 /// Validated reads are tried so often before a reader gives up.
 const TRIES_MAX: usize = 64;
 
@@ -175,18 +178,47 @@ impl<'v> TableView<'v> {
         }
     }
 
-    /// Asks for the entries to be brought near that the home bucket of `hash`, near already, names for it.
+    /// Asks for the entries to be brought near that the home bucket of `hash`, near already, names for it. When it names none, asks
+    /// for the buckets behind it instead and returns false: [`TableView::prefetch_entry_beyond`] goes on when those are near.
     #[inline]
-    pub fn prefetch_entry(&self, hash: KeyHash) {
-        let index = hash.shard(self.regions.shard_count);
-        let Ok(snapshot) = Snapshot::take(self, index, hash.0) else { return };
-        let Ok(bucket) = snapshot.buckets.get(snapshot.home) else { return };
+    pub fn prefetch_entry(&self, hash: KeyHash) -> bool {
+        let Ok(home) = self.home(hash) else { return true };
+        if self.prefetch_named(&home, home.home, hash) || home.header.reach == 0 {
+            return true;
+        }
+        for distance in 1..=home.header.reach.min(PREFETCH_BUCKETS) {
+            home.buckets.prefetch(home.home + distance);
+        }
+        false
+    }
+
+    /// Asks for the entries to be brought near that the buckets behind the home of `hash` name for it.
+    pub fn prefetch_entry_beyond(&self, hash: KeyHash) {
+        let Ok(home) = self.home(hash) else { return };
+        let within = 1..=home.header.reach.min(PREFETCH_BUCKETS);
+        let _ = within.into_iter().any(|distance| self.prefetch_named(&home, home.home + distance, hash));
+    }
+
+    #[inline(always)]
+    fn home(&self, hash: KeyHash) -> Result<Snapshot<'v>, Damaged> {
+        Snapshot::take(self, hash.shard(self.regions.shard_count), hash.0)
+    }
+
+    /// Asks for what `bucket` names for `hash`; whether there is any.
+    #[inline(always)]
+    fn prefetch_named(&self, home: &Snapshot<'v>, bucket: u64, hash: KeyHash) -> bool {
+        let Ok(bucket) = home.buckets.get(bucket) else { return false };
+        let mut named = false;
         for word in &bucket.slots {
             match Slot::decode(word.load()) {
-                Some(slot) if slot.tag == hash.tag() => self.data.prefetch(slot.offset),
+                Some(slot) if slot.tag == hash.tag() => {
+                    self.data.prefetch(slot.offset);
+                    named = true;
+                }
                 _ => {}
             }
         }
+        named
     }
 
     /// Looks `key` up and lets `copy` take what it needs of the value. `copy` may run several times; its last result
