@@ -343,7 +343,7 @@ pub struct Window<'v> {
 impl<'v> Window<'v> {
     #[inline(always)]
     fn pointer(self, offset: u64, length: u64, alignment: u64) -> Result<*mut u8, Damaged> {
-        let fits = offset.checked_add(length).is_some_and(|end| offset >= self.start && end <= self.end);
+        let fits = self.end.checked_sub(length).is_some_and(|last| offset >= self.start && offset <= last);
         if !fits || !offset.is_multiple_of(alignment) {
             return Err(Damaged { offset });
         }
@@ -396,23 +396,22 @@ impl<'v> Window<'v> {
     pub fn read_bytes(self, offset: u64, target: &mut [u8]) -> Result<(), Damaged> {
         let (source, skip) = self.words_around(offset, target.len())?;
         let (first, rest) = target.split_at_mut(first_part(skip, target.len()));
-        let mut next = 0;
-        let mut load = || {
+        let load = |index| {
             schedule();
             // SAFETY: `words_around` checked as many words as the parts below ask for.
-            let word = unsafe { &*source.add(next) }.load(Ordering::Relaxed);
-            next += 1;
-            word.to_le_bytes()
+            unsafe { &*source.add(index) }.load(Ordering::Relaxed).to_le_bytes()
         };
         if !first.is_empty() {
-            first.copy_from_slice(&load()[skip..skip + first.len()]);
+            first.copy_from_slice(&load(0)[skip..skip + first.len()]);
         }
+        let start = usize::from(!first.is_empty());
         let (whole, last) = rest.as_chunks_mut::<8>();
-        for bytes in whole {
-            *bytes = load();
+        let end = start + whole.len();
+        for (index, bytes) in (start..end).zip(whole) {
+            *bytes = load(index);
         }
         if !last.is_empty() {
-            last.copy_from_slice(&load()[..last.len()]);
+            last.copy_from_slice(&load(end)[..last.len()]);
         }
         // Every later load, the validating ones too, comes after these.
         fence(Ordering::Acquire);

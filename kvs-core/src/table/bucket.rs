@@ -88,6 +88,19 @@ impl Slot {
     }
 }
 
+impl Bucket {
+    /// Which slots have `tag`, a bit for each; with tag 0, empty ones too.
+    ///
+    /// All are looked at, without a branch: one that depended on where the slot is could not be foreseen, and nothing that
+    /// comes after the lookup could begin before the bucket is here.
+    #[inline(always)]
+    pub fn slots_with_tag(&self, tag: u64) -> u32 {
+        let from = tag << OFFSET_BITS;
+        let has_tag = |word: &Word| u32::from(word.load().wrapping_sub(from) <= OFFSET_MASK);
+        self.slots.iter().rev().fold(0, |found, word| found << 1 | has_tag(word))
+    }
+}
+
 /// The buckets of one shard, as anybody sees them.
 #[derive(Clone, Copy)]
 pub struct Buckets<'v> {
@@ -116,17 +129,23 @@ impl<'v> Buckets<'v> {
         Self::new(segment.memory(), segment.regions(), index)
     }
 
+    /// Where bucket `index` is, or would be.
+    #[inline(always)]
+    fn offset(&self, index: u64) -> u64 {
+        self.start.wrapping_add(index.wrapping_mul(BUCKET_BYTES))
+    }
+
     /// Bucket `index`.
     ///
     /// # Errors
     /// [`Damaged`] when the shard has no room for it.
     #[inline(always)]
     pub fn get(&self, index: u64) -> Result<&'v Bucket, Damaged> {
-        let offset = Offset::<Bucket>::new(self.start).index(index);
+        let offset = self.offset(index);
         if index >= self.limit {
-            return Err(Damaged { offset: offset.bytes() });
+            return Err(Damaged { offset });
         }
-        self.view.object(offset)
+        self.view.object(Offset::new(offset))
     }
 
     /// Header of bucket `index`.
@@ -135,13 +154,22 @@ impl<'v> Buckets<'v> {
     /// [`Damaged`] when it can't be one.
     #[inline(always)]
     pub fn header(&self, index: u64) -> Result<BucketHeader, Damaged> {
-        let damaged = Damaged { offset: self.start + index * BUCKET_BYTES };
-        BucketHeader::decode(self.get(index)?.header.load()).ok_or(damaged)
+        self.header_of(self.get(index)?, index)
+    }
+
+    /// Header of `bucket`, which has this index.
+    ///
+    /// # Errors
+    /// [`Damaged`] when it can't be one.
+    #[inline(always)]
+    pub fn header_of(&self, bucket: &Bucket, index: u64) -> Result<BucketHeader, Damaged> {
+        let damaged = || Damaged { offset: self.offset(index) };
+        BucketHeader::decode(bucket.header.load()).ok_or_else(damaged)
     }
 
     /// Asks for bucket `index` to be brought near.
     #[inline(always)]
     pub fn prefetch(&self, index: u64) {
-        self.view.prefetch(self.start + index * BUCKET_BYTES);
+        self.view.prefetch(self.offset(index));
     }
 }

@@ -73,14 +73,17 @@ impl<'v> Entry<'v> {
         if word0 == 0 {
             return Ok(None);
         }
-        let mut entry = Self { memory, offset, word0, word1, chunk_count: 0 };
-        if entry.is_chunked() {
-            entry.chunk_count = entry.chunk_count_word()?.load();
-            if entry.chunk_count > CHUNKS_MAX as u64 {
-                return Err(Damaged { offset });
-            }
-        }
-        Ok(Some(entry))
+        let entry = Self { memory, offset, word0, word1, chunk_count: 0 };
+        let chunk_count = if entry.is_chunked() { entry.load_chunk_count()? } else { 0 };
+        Ok(Some(Self { chunk_count, ..entry }))
+    }
+
+    // What is only for chunked entries stands in functions of their own, and takes the entry by value: it is kept in
+    // registers then where it isn't chunked.
+    #[cold]
+    fn load_chunk_count(self) -> Result<u64, Damaged> {
+        let count = self.chunk_count_word()?.load();
+        if count > CHUNKS_MAX as u64 { Err(Damaged { offset: self.offset }) } else { Ok(count) }
     }
 
     /// Its version in its shard.
@@ -186,7 +189,7 @@ impl<'v> Entry<'v> {
     ///
     /// # Errors
     /// [`Damaged`] when its content can't be where it should.
-    #[inline]
+    #[inline(always)]
     pub fn has_key(&self, key: &[u8]) -> Result<bool, Damaged> {
         if self.key_length() != key.len() as u64 {
             return Ok(false);
@@ -194,6 +197,11 @@ impl<'v> Entry<'v> {
         if !self.is_chunked() {
             return self.memory.equal_bytes(self.inline_at(), key);
         }
+        self.has_key_in_chunks(key)
+    }
+
+    #[cold]
+    fn has_key_in_chunks(self, key: &[u8]) -> Result<bool, Damaged> {
         let mut at = 0;
         while at < key.len() {
             let (offset, length) = self.piece(at as u64)?;
@@ -245,10 +253,16 @@ impl<'v> Entry<'v> {
     }
 
     /// Copies content from position `from` on into `target`.
-    fn copy_content(&self, mut from: u64, mut target: &mut [u8]) -> Result<(), Damaged> {
-        if !self.is_chunked() {
-            return self.memory.read_bytes(self.inline_at() + from, target);
+    #[inline(always)]
+    fn copy_content(&self, from: u64, target: &mut [u8]) -> Result<(), Damaged> {
+        if self.is_chunked() {
+            return self.copy_from_chunks(from, target);
         }
+        self.memory.read_bytes(self.inline_at() + from, target)
+    }
+
+    #[cold]
+    fn copy_from_chunks(self, mut from: u64, mut target: &mut [u8]) -> Result<(), Damaged> {
         while !target.is_empty() {
             let (offset, length) = self.piece(from)?;
             if length == 0 {
@@ -266,7 +280,7 @@ impl<'v> Entry<'v> {
     ///
     /// # Errors
     /// [`Damaged`] when the value has no such bytes.
-    #[inline]
+    #[inline(always)]
     pub fn copy_value(&self, from: u64, target: &mut [u8]) -> Result<(), Damaged> {
         if from.checked_add(target.len() as u64).is_none_or(|end| end > self.value_length()) {
             return Err(Damaged { offset: self.offset });

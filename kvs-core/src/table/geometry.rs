@@ -74,9 +74,10 @@ impl Geometry {
 
     /// The home of `hash`.
     #[inline(always)]
-    pub const fn home(self, hash: u64) -> u64 {
-        let old = scale(hash, self.homes);
-        if old < self.frontier as u64 { old } else { scale(hash, self.next_homes()) }
+    pub fn home(self, hash: u64) -> u64 {
+        let (old, new) = (scale(hash, self.homes), scale(hash, self.next_homes()));
+        // While a shard grows no branch could be foreseen here.
+        std::hint::select_unpredictable(old < u64::from(self.frontier), old, new)
     }
 
     /// The first hash behind those that share the home of `hash`.

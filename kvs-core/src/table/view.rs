@@ -12,7 +12,7 @@
 //!
 //! Nothing here writes. Retries are bounded; then [`ReadError::Contended`] sends the caller to the lock or the server.
 
-use super::bucket::{BucketHeader, Buckets, Slot};
+use super::bucket::{Bucket, BucketHeader, Buckets, Slot};
 use super::entry::Entry;
 use super::geometry::Geometry;
 use super::hash::{HashSeed, KeyHash};
@@ -88,7 +88,9 @@ pub struct TableView<'v> {
 struct Snapshot<'v> {
     shard: &'v Shard,
     buckets: Buckets<'v>,
+    geometry_word: u64,
     home: u64,
+    bucket: &'v Bucket,
     header: BucketHeader,
 }
 
@@ -96,20 +98,29 @@ impl<'v> Snapshot<'v> {
     #[inline(always)]
     fn take(table: &TableView<'v>, index: u64, hash: u64) -> Result<Self, Damaged> {
         let shard = table.shard(index)?;
-        let home = geometry_of(shard, table, index)?.home(hash);
+        let geometry_word = shard.geometry.load();
+        let damaged = || Damaged { offset: table.regions.shard(index).bytes() };
+        let home = Geometry::decode(geometry_word).ok_or_else(damaged)?.home(hash);
         // Memory is reserved before the geometry leads there.
         let buckets = Buckets::within(table.view, table.regions, index, shard.reserved_bytes.load());
-        let header = buckets.header(home)?;
-        Ok(Self { shard, buckets, home, header })
+        let bucket = buckets.get(home)?;
+        let header = buckets.header_of(bucket, home)?;
+        Ok(Self { shard, buckets, geometry_word, home, bucket, header })
     }
 
     /// Whether nothing of this home has changed since.
     #[inline(always)]
     fn is_current(&self, hash: u64) -> bool {
-        let Ok(bucket) = self.buckets.get(self.home) else { return false };
-        bucket.header.load() == self.header.word()
-            && Geometry::decode(self.shard.geometry.load()).is_some_and(|now| now.home(hash) == self.home)
+        let is_unchanged = self.bucket.header.load() == self.header.word();
+        let geometry_word = self.shard.geometry.load();
+        is_unchanged && (geometry_word == self.geometry_word || is_home_of(self.home, hash, geometry_word))
     }
+}
+
+/// Whether `home` is the home of `hash` in another geometry than it was looked up with.
+#[cold]
+fn is_home_of(home: u64, hash: u64, geometry_word: u64) -> bool {
+    Geometry::decode(geometry_word).is_some_and(|now| now.home(hash) == home)
 }
 
 fn geometry_of(shard: &Shard, table: &TableView<'_>, index: u64) -> Result<Geometry, Damaged> {
@@ -208,17 +219,14 @@ impl<'v> TableView<'v> {
     #[inline(always)]
     fn prefetch_named(&self, home: &Snapshot<'v>, bucket: u64, hash: KeyHash) -> bool {
         let Ok(bucket) = home.buckets.get(bucket) else { return false };
-        let mut named = false;
-        for word in &bucket.slots {
-            match Slot::decode(word.load()) {
-                Some(slot) if slot.tag == hash.tag() => {
-                    self.data.prefetch(slot.offset);
-                    named = true;
-                }
-                _ => {}
-            }
+        let candidates = bucket.slots_with_tag(hash.tag());
+        let mut left = candidates;
+        while left != 0 {
+            let slot = bucket.slots.get(left.trailing_zeros() as usize);
+            slot.and_then(|word| Slot::decode(word.load())).inspect(|slot| self.data.prefetch(slot.offset));
+            left &= left - 1;
         }
-        named
+        candidates != 0
     }
 
     /// Looks `key` up and lets `copy` take what it needs of the value. `copy` may run several times; its last result
@@ -247,21 +255,47 @@ impl<'v> TableView<'v> {
         key: &[u8],
         mut look: impl FnMut(&Place<'_>) -> Result<R, Damaged>,
     ) -> Result<Option<R>, ReadError> {
-        let index = hash.shard(self.regions.shard_count);
-        for _ in 0..TRIES_MAX {
-            let snapshot = Snapshot::take(self, index, hash.0)?;
-            let found = match self.search(index, &snapshot, hash, key) {
-                Ok(Some(place)) if snapshot.is_current(hash.0) => look(&place).map(Some),
-                Ok(Some(_)) => continue,
-                Ok(None) => Ok(None),
-                Err(damaged) => Err(damaged),
-            };
-            if snapshot.is_current(hash.0) {
-                return Ok(found?);
-            }
+        match self.try_find(hash, key, &mut look)? {
+            Some(found) => Ok(found),
+            None => self.find_again(hash, key, &mut look),
+        }
+    }
+
+    /// What most lookups never need.
+    #[cold]
+    #[inline(never)]
+    fn find_again<R>(
+        &self,
+        hash: KeyHash,
+        key: &[u8],
+        look: &mut impl FnMut(&Place<'_>) -> Result<R, Damaged>,
+    ) -> Result<Option<R>, ReadError> {
+        for _ in 1..TRIES_MAX {
             std::hint::spin_loop();
+            if let Some(found) = self.try_find(hash, key, look)? {
+                return Ok(found);
+            }
         }
         Err(ReadError::Contended)
+    }
+
+    /// Looks once; None when something changed meanwhile.
+    #[inline(always)]
+    fn try_find<R>(
+        &self,
+        hash: KeyHash,
+        key: &[u8],
+        look: &mut impl FnMut(&Place<'_>) -> Result<R, Damaged>,
+    ) -> Result<Option<Option<R>>, Damaged> {
+        let index = hash.shard(self.regions.shard_count);
+        let snapshot = Snapshot::take(self, index, hash.0)?;
+        let found = match self.search(index, &snapshot, hash, key) {
+            Ok(Some(place)) if snapshot.is_current(hash.0) => look(&place).map(Some),
+            Ok(Some(_)) => return Ok(None),
+            Ok(None) => Ok(None),
+            Err(damaged) => Err(damaged),
+        };
+        if snapshot.is_current(hash.0) { found.map(Some) } else { Ok(None) }
     }
 
     #[inline(always)]
@@ -272,17 +306,50 @@ impl<'v> TableView<'v> {
         hash: KeyHash,
         key: &[u8],
     ) -> Result<Option<Place<'v>>, Damaged> {
-        for bucket in snapshot.home..=snapshot.home + snapshot.header.reach {
-            for (index, word) in snapshot.buckets.get(bucket)?.slots.iter().enumerate() {
-                let Some(slot) = Slot::decode(word.load()) else { continue };
-                if slot.tag != hash.tag() {
-                    continue;
-                }
-                if let Some(entry) = Entry::load_within(self.data, slot.offset)?
-                    && entry.has_key(key)?
-                {
-                    return Ok(Some(Place { shard, home: snapshot.home, bucket, slot: index, entry }));
-                }
+        let home = snapshot.home;
+        match self.search_bucket(snapshot.bucket, hash, key)? {
+            Some((slot, entry)) => Ok(Some(Place { shard, home, bucket: home, slot, entry })),
+            None if snapshot.header.reach == 0 => Ok(None),
+            None => self.search_behind(shard, (home, snapshot.header.reach), snapshot.buckets, hash, key),
+        }
+    }
+
+    /// Searches the buckets behind the home, for the few entries that found no room in it.
+    #[inline(never)]
+    fn search_behind(
+        &self,
+        shard: u64,
+        (home, reach): (u64, u64),
+        buckets: Buckets<'v>,
+        hash: KeyHash,
+        key: &[u8],
+    ) -> Result<Option<Place<'v>>, Damaged> {
+        for bucket in home + 1..=home + reach {
+            if let Some((slot, entry)) = self.search_bucket(buckets.get(bucket)?, hash, key)? {
+                return Ok(Some(Place { shard, home, bucket, slot, entry }));
+            }
+        }
+        Ok(None)
+    }
+
+    #[inline(always)]
+    fn search_bucket(
+        &self,
+        bucket: &Bucket,
+        hash: KeyHash,
+        key: &[u8],
+    ) -> Result<Option<(usize, Entry<'v>)>, Damaged> {
+        let mut candidates = bucket.slots_with_tag(hash.tag());
+        while candidates != 0 {
+            let index = candidates.trailing_zeros() as usize;
+            candidates &= candidates - 1;
+            let Some(slot) = bucket.slots.get(index).and_then(|word| Slot::decode(word.load())) else {
+                continue;
+            };
+            if let Some(entry) = Entry::load_within(self.data, slot.offset)?
+                && entry.has_key(key)?
+            {
+                return Ok(Some((index, entry)));
             }
         }
         Ok(None)
