@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use kvs_core::instance::InstanceName;
 
+use crate::bench::{BenchOptions, Part};
+
 const ABOUT: &str = "\
 The command-line tool of kvs: everything an operator or a script needs
 
@@ -53,7 +55,7 @@ pub enum Server {
 }
 
 /// Which store is meant. The three exclude each other, wherever on the command line they are given.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct TargetOptions {
     /// Instance on this machine [env: KVS_NAME] [default: kvs]
     ///
@@ -205,6 +207,22 @@ pub enum Command {
         file: PathBuf,
     },
 
+    /// Measure kvs side by side with Redis, memcached and the limit of the machine
+    ///
+    /// Starts each server for itself, in a temporary directory, and ends it; what isn't installed is left out and said so. All get
+    /// the same load from the same code, in turn and in several rounds. Shown are the median of the rounds, their least and most, how
+    /// many times as fast kvs is, and how long requests took. null-tcp and null-unix are kvs's server without its table: the limit.
+    ///
+    /// With --server or --unix a store that runs already is measured; keys such as 0000000000000042 are written there.
+    #[command(
+        after_help = "Examples:\n  kvs-tools bench\n  kvs-tools bench --scenario tcp-pipeline-16,unix\n  \
+                      kvs-tools bench --scenario all --output bench-run\n  \
+                      kvs-tools bench --pipeline 8 --value-bytes 1KiB --distribution zipfian --targets kvs-tcp,redis-tcp\n  \
+                      kvs-tools bench --rate 50000 --picture latency.svg\n  \
+                      kvs-tools --server 10.0.0.7:9999 bench --targets kvs-tcp --keys 1000"
+    )]
+    Bench(Box<BenchOptions>),
+
     /// The operator console of a running instance on this machine
     ///
     /// Without a command, lines are read from standard input until its end or `exit`. `help` lists the commands.
@@ -253,6 +271,10 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         directory: Option<PathBuf>,
     },
+
+    /// Processes that `bench` starts.
+    #[command(flatten)]
+    Part(Part),
 }
 
 #[cfg(test)]

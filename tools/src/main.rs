@@ -10,6 +10,7 @@
 //! | [`figures`] | numbers, sizes and durations for people |
 //! | [`record`] | an entry as a line of JSON |
 //! | [`progress`] | the progress bar |
+//! | [`bench`] | the load generator and comparison |
 //! | the others | one command each, by its name |
 //!
 //! Exit status: 0 done, 1 failed, 2 the answer is no, 64 wrong usage. Whoever stops reading standard output early has what it
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let format = if cli.json { Format::Json } else { Format::Text };
-    let target = || Target::from_options(cli.target);
+    let target = || Target::from_options(cli.target.clone());
     match cli.command {
         Command::Get { key } => get::run(&target()?, format, &key),
         Command::Set { key, value, if_absent } => set::run(&target()?, format, &key, &value, if_absent),
@@ -86,6 +87,8 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Restart { which } => restart::run(&target()?, format, which),
         Command::Quit => quit::run(&target()?, format),
         Command::Purge => purge::run(&target()?, format),
+        Command::Bench(options) => bench::run(&cli.target, format, &options),
+        Command::Part(part) => bench::run_part(&part),
         Command::Completions { shell } => completions::run(format, shell),
         Command::Man { directory } => man::run(format, directory.as_deref()),
     }

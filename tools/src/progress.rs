@@ -40,6 +40,25 @@ impl Progress {
         Self(bar.with_style(style.with_key("rate", show_rate)))
     }
 
+    /// A bar of steps that take equally long, with room for what is being done.
+    pub fn steps(total: u64) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self::hidden();
+        }
+        let style = ProgressStyle::with_template("{bar:40} {percent:>3}%  {msg}");
+        Self(ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+    }
+
+    /// What is being done.
+    pub fn say(&self, what: String) {
+        self.0.set_message(what);
+    }
+
+    /// One step more is done.
+    pub fn step(&self) {
+        self.0.inc(1);
+    }
+
     /// No bar at all.
     pub fn hidden() -> Self {
         Self(ProgressBar::hidden())

@@ -23,6 +23,14 @@ pub trait Target {
     fn measure(&mut self, span: &Span) -> anyhow::Result<Measurement>;
 }
 
+/// The targets of a case, ready to be measured, and what isn't here and why.
+pub struct Ready {
+    /// Those that are here.
+    pub targets: Vec<Box<dyn Target>>,
+    /// What to say of each that isn't.
+    pub missing: Vec<String>,
+}
+
 /// What a round gives.
 #[derive(Debug, Clone)]
 pub enum Measurement {

@@ -2,7 +2,8 @@
 //! connections are measured here too.
 
 use super::scenario::{Case, Scenario};
-use super::target::Target;
+use super::stores::Settings;
+use super::target::Ready;
 
 /// How a case reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,11 +19,10 @@ pub struct Reads {
 /// The scenarios measured here.
 pub const SCENARIOS: &[Scenario] = &[];
 
-/// The targets of a case of another kind than [`Kind::Network`](super::scenario::Kind::Network), ready to be measured: those of
-/// `case.targets` that are here on this machine. What isn't is told to `missing`, with the reason.
+/// The targets of a case of another kind than [`Kind::Network`](super::scenario::Kind::Network), ready to be measured.
 ///
 /// # Errors
 /// When one that is here can't be made ready.
-pub fn targets(case: &Case, _missing: &mut dyn FnMut(String)) -> anyhow::Result<Vec<Box<dyn Target>>> {
+pub fn ready(case: &Case, _settings: &Settings) -> anyhow::Result<Ready> {
     anyhow::bail!("{} isn't known", case.name)
 }
