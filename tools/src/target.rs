@@ -117,7 +117,8 @@ fn name_from_environment() -> Result<InstanceName, clap::Error> {
     name.parse().map_err(|error| usage(ErrorKind::ValueValidation, &format!("{NAME_VARIABLE}: {error}")))
 }
 
-fn usage(kind: ErrorKind, message: &str) -> clap::Error {
+/// Wrong usage, found later than by the definition of the command line.
+pub fn usage(kind: ErrorKind, message: &str) -> clap::Error {
     Cli::command().error(kind, message)
 }
 

@@ -42,6 +42,8 @@ pub struct Verdict {
     pub claim: String,
     /// What was found, as a factor of the other target's figure, or as it is. None when something wasn't measured.
     pub found: Option<f64>,
+    /// Whether that is a factor.
+    pub is_factor: bool,
     /// Whether it was kept; false when that isn't known.
     pub is_met: bool,
 }
@@ -75,7 +77,7 @@ impl Claim {
             Bound::AtLeast => found >= self.factor,
             Bound::AtMost => found <= self.factor,
         });
-        Verdict { claim: self.to_string(), found, is_met }
+        Verdict { claim: self.to_string(), found, is_factor: self.other.is_some(), is_met }
     }
 
     fn find(&self, measured: &[Series]) -> Option<f64> {

@@ -36,8 +36,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use clap::Subcommand;
+use clap::error::ErrorKind;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -53,6 +54,7 @@ use crate::cli::TargetOptions;
 use crate::figures;
 use crate::output::{self, Format, Outcome};
 use crate::progress::Progress;
+use crate::target::usage;
 
 /// Parts of `bench` that are processes of their own.
 #[derive(Debug, Subcommand)]
@@ -120,10 +122,10 @@ pub fn run(store: &TargetOptions, format: Format, options: &BenchOptions) -> any
 
 /// What the options say about servers; from here on, Ctrl-C ends them.
 fn settings(store: &TargetOptions, options: &BenchOptions) -> anyhow::Result<Settings> {
-    ensure!(
-        store.name.is_none(),
-        "bench starts stores of its own; give --server or --unix for one that runs, whose keys it then overwrites"
-    );
+    if store.name.is_some() {
+        let message = "bench starts stores of its own; for one that runs give --server or --unix";
+        return Err(usage(ErrorKind::ArgumentConflict, message).into());
+    }
     let interrupted = Interrupted::default();
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, interrupted.flag()).context("can't watch for signals")?;
@@ -138,19 +140,28 @@ fn settings(store: &TargetOptions, options: &BenchOptions) -> anyhow::Result<Set
 }
 
 /// The cases of the scenarios that are wanted, as the options change them.
-fn cases(options: &BenchOptions) -> anyhow::Result<Vec<Case>> {
+fn cases(options: &BenchOptions) -> Result<Vec<Case>, clap::Error> {
     let mut cases = Vec::new();
     for name in &options.scenario {
         let wanted: Vec<Scenario> =
             scenario::all().filter(|scenario| name == "all" || scenario.name == name).collect();
-        ensure!(
-            !wanted.is_empty(),
-            "there is no scenario `{name}`; `kvs-tools bench --list-scenarios` lists them"
-        );
+        if wanted.is_empty() {
+            return Err(wrong(&format!(
+                "there is no scenario `{name}`; --list-scenarios tells which there are"
+            )));
+        }
         cases.extend(wanted.into_iter().flat_map(|scenario| (scenario.cases)()));
     }
-    cases.iter_mut().try_for_each(|case| options.change(case))?;
+    cases.iter_mut().for_each(|case| options.change(case));
+    cases.retain(|case| !case.targets.is_empty());
+    if cases.is_empty() {
+        return Err(wrong("the scenario has no such target; --list-scenarios tells which it has"));
+    }
     Ok(cases)
+}
+
+fn wrong(message: &str) -> clap::Error {
+    usage(ErrorKind::InvalidValue, message)
 }
 
 /// Measures one case after the other; as text, each is shown as soon as it is known.

@@ -10,6 +10,8 @@
 
 pub mod connection;
 mod driver;
+#[cfg(test)]
+mod driver_tests;
 pub mod kvs;
 pub mod protocol;
 mod source;

@@ -46,6 +46,7 @@ fn machine() -> Vec<(&'static str, String)> {
     add("clock", line("/sys/devices/system/clocksource/clocksource0/current_clocksource"));
     add("huge pages", line("/sys/kernel/mm/transparent_hugepage/enabled"));
     add("huge pages of shared memory", line("/sys/kernel/mm/transparent_hugepage/shmem_enabled"));
+    add("temporary files", file_system(&std::env::temp_dir()));
     add("load before the run", line("/proc/loadavg"));
     facts
 }
@@ -78,6 +79,20 @@ fn labelled(path: &str, label: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find(|line| line.starts_with(label))?;
     Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// The kind of file system that a path is on: where backup and append-only files are written.
+fn file_system(path: &Path) -> Option<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    let path = fs::canonicalize(path).ok()?;
+    let fields = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        Some((fields.next()?, fields.next()?))
+    });
+    let around = fields.filter(|(place, _)| path.starts_with(place));
+    // The last of equals lies above the others.
+    let (_, kind) = around.max_by_key(|(place, _)| place.len())?;
+    Some(kind.to_owned())
 }
 
 fn is_virtual() -> bool {

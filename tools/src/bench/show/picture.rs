@@ -10,11 +10,11 @@ use crate::bench::run::{Measured, Run};
 const LEFT: f64 = 78.0;
 const WIDTH: f64 = 640.0;
 const LEGEND: f64 = 130.0;
-const TOP: f64 = 40.0;
+const TOP: f64 = 52.0;
 const HEIGHT: f64 = 210.0;
-const GAP: f64 = 84.0;
+const GAP: f64 = 88.0;
 /// Points of a curve.
-const POINTS: u32 = 200;
+const POINTS: u32 = 120;
 /// Tenths of tenths that are shown: up to 99.999%.
 const NINES: f64 = 5.0;
 
@@ -83,12 +83,14 @@ fn x(nines: f64) -> f64 {
 }
 
 fn scales(text: &mut String, measured: &Measured, scale: Scale) {
-    let title = format!("{}: {}", measured.case.name, measured.case.describe());
     _ = writeln!(
         text,
-        "<text x=\"{LEFT}\" y=\"{:.0}\" font-size=\"13\" font-weight=\"600\">{}</text>",
-        scale.top - 14.0,
-        escaped(&title)
+        "<text x=\"{LEFT}\" y=\"{:.0}\" font-size=\"15\" font-weight=\"600\">{}</text>\
+         <text x=\"{LEFT}\" y=\"{:.0}\">{}</text>",
+        scale.top - 28.0,
+        escaped(&measured.case.name),
+        scale.top - 11.0,
+        escaped(&measured.case.describe())
     );
     for power in scale.least..=scale.most {
         let at = scale.y(10f64.powi(power));

@@ -50,8 +50,9 @@ pub fn verdict_line(verdict: &Verdict) -> String {
     match verdict.found {
         None => format!("{}: not measured", verdict.claim),
         Some(found) => {
-            let digits = if found < 100.0 { format!("{found:.2}") } else { figure(found) };
-            format!("{}: {digits}, {}", verdict.claim, if verdict.is_met { "met" } else { "MISSED" })
+            let met = if verdict.is_met { "met" } else { "MISSED" };
+            let found = if verdict.is_factor { format!("{found:.2} ×") } else { figure(found) };
+            format!("{}: {found}, {met}", verdict.claim)
         }
     }
 }
@@ -121,7 +122,7 @@ target         ops/s          min–max  kvs-tcp ÷ it  p50 µs  p90 µs  p99 µ
   kvs-tcp    300,000  200,000–400,000          1.00    7.89    7.89    7.89      7.89    7.89
   redis-tcp  100,000  100,000–100,000          3.00     123     123     123       123     123
   memory         2.0          1.0–4.0     150000.00       -       -       -         -       -
-  kvs-tcp ≥ redis-tcp: 3.00, met
+  kvs-tcp ≥ redis-tcp: 3.00 ×, met
   kvs-tcp ≥ absent: not measured
   absent is not here
 ";
@@ -132,6 +133,6 @@ target         ops/s          min–max  kvs-tcp ÷ it  p50 µs  p90 µs  p99 µ
     fn table_in_markdown_has_a_row_for_each_target() {
         let page = markdown(&measured());
         assert!(page.contains("| kvs-tcp | 300,000 | 200,000–400,000 | 1.00 |"), "{page}");
-        assert!(page.contains("\n- kvs-tcp ≥ redis-tcp: 3.00, met\n"), "{page}");
+        assert!(page.contains("\n- kvs-tcp ≥ redis-tcp: 3.00 ×, met\n"), "{page}");
     }
 }
