@@ -190,7 +190,7 @@ fn bench_that_cannot_be_is_refused_before_anything_is_started() {
     let place = Place::new();
     for (arguments, status, why) in [
         (&["--scenario", "nonsense"][..], 64, "no scenario `nonsense`"),
-        (&["--targets", "nonsense"], 64, "no such target"),
+        (&["--targets", "kvs-tcp,nonsense"], 64, "no target `nonsense`"),
         (&["--distribution", "nonsense"], 64, "zipfian"),
         (&["--output", "."], 1, "new folder"),
         (&["--connections", "50000000"], 64, "50000000"),

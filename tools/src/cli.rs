@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use kvs_core::instance::InstanceName;
 
-use crate::bench::{BenchOptions, Part};
+use crate::bench::BenchOptions;
 
 const ABOUT: &str = "\
 The command-line tool of kvs: everything an operator or a script needs
@@ -271,10 +271,6 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         directory: Option<PathBuf>,
     },
-
-    /// Processes that `bench` starts.
-    #[command(flatten)]
-    Part(Part),
 }
 
 #[cfg(test)]

@@ -59,7 +59,10 @@ const EXIT_NO: u8 = 2;
 const EXIT_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let result = Cli::try_parse().map_err(anyhow::Error::from).and_then(run);
+    let result = match bench::part() {
+        Some(part) => part.map_err(anyhow::Error::from).and_then(|part| bench::run_part(&part)),
+        None => Cli::try_parse().map_err(anyhow::Error::from).and_then(run),
+    };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::No) => EXIT_NO.into(),
@@ -88,7 +91,6 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Quit => quit::run(&target()?, format),
         Command::Purge => purge::run(&target()?, format),
         Command::Bench(options) => bench::run(&cli.target, format, &options),
-        Command::Part(part) => bench::run_part(&part),
         Command::Completions { shell } => completions::run(format, shell),
         Command::Man { directory } => man::run(format, directory.as_deref()),
     }

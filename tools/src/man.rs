@@ -22,9 +22,8 @@ pub fn run(format: Format, directory: Option<&Path>) -> anyhow::Result<Outcome> 
         }
         return Ok(Outcome::Done);
     };
-    let shown = command.get_subcommands().filter(|command| !command.is_hide_set());
     let pages: Vec<(String, String)> =
-        std::iter::once(&command).chain(shown).map(page).collect::<Result<_, _>>()?;
+        std::iter::once(&command).chain(command.get_subcommands()).map(page).collect::<Result<_, _>>()?;
     write_all(directory, &pages)
         .with_context(|| format!("can't write manual pages to {}", directory.display()))?;
     let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();

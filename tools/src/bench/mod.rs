@@ -37,7 +37,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use clap::Subcommand;
+use clap::Parser;
 use clap::error::ErrorKind;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -56,11 +56,11 @@ use crate::output::{self, Format, Outcome};
 use crate::progress::Progress;
 use crate::target::usage;
 
-/// Parts of `bench` that are processes of their own.
-#[derive(Debug, Subcommand)]
+/// Parts of `bench` that are processes of their own. They are no commands for users: no help, completion or manual page has them.
+#[derive(Debug, Parser)]
 pub enum Part {
     /// The null server of a benchmark
-    #[command(name = "bench-null-server", hide = true)]
+    #[command(name = NULL_SERVER)]
     NullServer {
         /// Its threads
         workers: usize,
@@ -68,7 +68,7 @@ pub enum Part {
         unix: PathBuf,
     },
     /// A server that ends with the benchmark
-    #[command(name = "bench-child", hide = true)]
+    #[command(name = CHILD)]
     Child {
         /// The benchmark
         parent: u32,
@@ -78,6 +78,17 @@ pub enum Part {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+}
+
+/// What the null server is called on the command line.
+pub const NULL_SERVER: &str = "bench-null-server";
+/// What a server's first moments are called there.
+pub const CHILD: &str = "bench-child";
+
+/// The part that the command line asks for, if it does.
+pub fn part() -> Option<Result<Part, clap::Error>> {
+    let wanted = std::env::args_os().nth(1)?;
+    (wanted == NULL_SERVER || wanted == CHILD).then(Part::try_parse)
 }
 
 /// Is a part.
@@ -152,11 +163,14 @@ fn cases(options: &BenchOptions) -> Result<Vec<Case>, clap::Error> {
         }
         cases.extend(wanted.into_iter().flat_map(|scenario| (scenario.cases)()));
     }
+    let knows = |name: &String| cases.iter().any(|case| case.targets.contains(&name.as_str()));
+    if let Some(name) = options.targets.iter().find(|name| !knows(name)) {
+        return Err(wrong(&format!(
+            "there is no target `{name}` in that; --list-scenarios tells which there are"
+        )));
+    }
     cases.iter_mut().for_each(|case| options.change(case));
     cases.retain(|case| !case.targets.is_empty());
-    if cases.is_empty() {
-        return Err(wrong("the scenario has no such target; --list-scenarios tells which it has"));
-    }
     Ok(cases)
 }
 

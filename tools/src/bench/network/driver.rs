@@ -4,6 +4,7 @@
 //! when the whole batch is answered, as other load generators do it; in an open loop when it is time. Nothing is allocated once the
 //! buffers have their size.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -28,6 +29,8 @@ const EVENTS_MAX: usize = 256;
 const INPUT_BYTES: usize = 256 << 10;
 /// Longest wait before looking at the clock and for Ctrl-C.
 const LOOK_PAUSE_NS: u64 = 50_000_000;
+/// Answers after which it is told how far filling is.
+const ANSWERS_PER_WORD: u64 = 50_000;
 /// A server that answers nothing for so long has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Of this many values, one is compared byte for byte; of the others, status and length.
@@ -120,9 +123,14 @@ impl<'a, P: Protocol> Driver<'a, P> {
     /// # Errors
     /// As [`measure`](Self::measure).
     pub fn finish(mut self, interrupted: &Interrupted, told: &dyn Fn(u64)) -> anyhow::Result<()> {
+        let next = Cell::new(0);
         self.begin()?;
         self.drive(interrupted, |driver| {
-            told(driver.tally.operations());
+            let done = driver.tally.operations();
+            if done >= next.get() {
+                told(done);
+                next.set(done + ANSWERS_PER_WORD);
+            }
             driver.pending == 0
         })
     }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 
+use crate::bench::CHILD;
 use crate::bench::target::Interrupted;
 
 /// How long a server has to end in order.
@@ -39,7 +40,7 @@ impl Server {
         let own = std::env::current_exe().context("can't find this program")?;
         let log = std::fs::File::create(directory.join("log")).context("can't make a log")?;
         let mut command = Command::new(own);
-        command.arg("bench-child").arg(std::process::id().to_string()).arg("--").arg(program).args(arguments);
+        command.arg(CHILD).arg(std::process::id().to_string()).arg("--").arg(program).args(arguments);
         command.current_dir(directory).stdin(Stdio::null()).process_group(0);
         command.stdout(log.try_clone().context("can't make a log")?).stderr(log);
         // What is set for the user's own store is not meant for this one.

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::child::Server;
 use super::{Demand, directory};
+use crate::bench::NULL_SERVER;
 
 /// A running null server.
 pub struct NullServer {
@@ -30,7 +31,7 @@ impl NullServer {
         let unix = directory.path().join("sock");
         let program = std::env::current_exe().context("can't find this program")?;
         let arguments: [OsString; 3] =
-            ["bench-null-server".into(), demand.worker_count().to_string().into(), unix.clone().into()];
+            [NULL_SERVER.into(), demand.worker_count().to_string().into(), unix.clone().into()];
         let mut server = Server::start(&program, &arguments, directory.path())?;
         let log = directory.path().join("log");
         let tcp = server.await_ready(directory.path(), &demand.interrupted, || listening(&log))?;
