@@ -212,3 +212,39 @@ fn bench_lists_its_scenarios() {
         assert!(names.contains(&name), "{names:?}");
     }
 }
+
+#[test]
+fn bench_local_readers_are_measured_beside_lmdb_and_memory_alone() {
+    let place = Place::new();
+    let scenarios = ["--scenario", "local,local-many,local-zipfian", "--rounds", "1", "--keys", "300"];
+    let tiny = ["--duration", "20ms", "--warm-up", "5ms"];
+    let child = bench(&place, &[&scenarios[..], &tiny].concat()).spawn().expect("started");
+    let pid = child.id();
+    let found = document(&child.wait_with_output().expect("its output"));
+    let cases = found["cases"].as_array().expect("a list");
+    assert_eq!(targets(&cases[0]), ["local", "lmdb", "chase", "chase-overlapped", "baseline"]);
+    for target in cases.iter().flat_map(|case| case["targets"].as_array().expect("a list")) {
+        assert!(target["median"].as_f64().is_some_and(|rate| rate > 0.0), "{target}");
+    }
+    assert_nothing_left(&place, pid);
+}
+
+#[test]
+fn bench_writer_beside_readers_memory_and_connections_are_measured() {
+    let place = Place::new();
+    let scenarios = ["--scenario", "local-writer,memory,setup", "--rounds", "1", "--keys", "300"];
+    let tiny = ["--duration", "50ms", "--warm-up", "5ms"];
+    let child = bench(&place, &[&scenarios[..], &tiny].concat()).spawn().expect("started");
+    let pid = child.id();
+    let found = document(&child.wait_with_output().expect("its output"));
+    for case in found["cases"].as_array().expect("a list") {
+        // The peers may not be here.
+        let own =
+            targets(case).into_iter().filter(|name| name.starts_with("local") || name.starts_with("kvs"));
+        assert!(own.count() > 0, "{case}");
+        for target in case["targets"].as_array().expect("a list") {
+            assert!(target["median"].as_f64().is_some_and(|figure| figure > 0.0), "{target}");
+        }
+    }
+    assert_nothing_left(&place, pid);
+}

@@ -15,7 +15,7 @@
 //!
 //! Exit status: 0 done, 1 failed, 2 the answer is no, 64 wrong usage. Whoever stops reading standard output early has what it
 //! wanted: that is no failure.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod bench;
 mod check;
