@@ -56,7 +56,7 @@ pub const ADOPTED_MAX: usize = 64;
 /// Most connections told of in one Closed.
 pub const CLOSED_MAX: usize = 1024;
 /// Most connections told of in one Holds.
-pub const HOLDS_MAX: usize = 4096;
+pub const HOLDS_MAX: usize = 512;
 /// Most clients told of in one Clients.
 pub const CLIENTS_MAX: usize = 256;
 

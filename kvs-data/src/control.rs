@@ -1,7 +1,7 @@
 //! The main thread: starts the others, then does what the front server says until it says stop. One that is gone is replaced
 //! meanwhile; what it had sent before is done first.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -151,6 +151,20 @@ impl Prepared {
     }
 }
 
+/// Items after which whoever waits for the core gets it.
+const ITEMS_AT_ONCE: usize = 64;
+
+/// The same, but others get the core in between: clients wait for their answers while a data server that took over counts its
+/// thousands.
+pub fn considerate<T>(items: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
+    items.enumerate().map(|(index, item)| {
+        if index % ITEMS_AT_ONCE == ITEMS_AT_ONCE - 1 {
+            std::thread::yield_now();
+        }
+        item
+    })
+}
+
 /// The data server, as its main thread has it.
 pub struct Server {
     shared: Arc<Shared>,
@@ -205,20 +219,19 @@ impl Server {
         let Prepared { shared, called, workers, threads } = prepared;
         let is_restoring = shared.unsettled.load(Ordering::Acquire) > 0;
         let survivors = if is_restoring { resume::survivors(&shared.segment)? } else { Vec::new() };
-        let mut free: BTreeSet<u64> =
-            (0..shared.segment.header()?.connection_slots_reserved.load()).collect();
         // The workers free those of the clients that they have, or begin to use them: perhaps they have already.
-        for index in survivors.iter().map(|(_, index)| index).chain(seated.values()) {
-            free.remove(index);
+        let mut is_taken = vec![false; shared.segment.header()?.connection_slots_reserved.load() as usize];
+        for index in considerate(survivors.iter().map(|(_, index)| index).chain(seated.values())) {
+            is_taken.get_mut(*index as usize).into_iter().for_each(|taken| *taken = true);
         }
         // The lowest goes first.
-        shared
-            .free_slots
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .splice(0..0, free.into_iter().rev());
-        let unclaimed =
-            survivors.into_iter().filter(|(connection, _)| !seated.contains_key(connection)).collect();
+        let free = (0u64..).zip(is_taken).filter(|(_, taken)| !taken).map(|(index, _)| index);
+        let mut free: Vec<u64> = free.collect();
+        free.reverse();
+        shared.free_slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).splice(0..0, free);
+        let unclaimed = considerate(survivors.into_iter())
+            .filter(|(connection, _)| !seated.contains_key(connection))
+            .collect();
         let backup = Backup::start(&shared, options.backup_path(), options.durability, begin, called)?;
         let segment = start::descriptor(&shared.segment)?;
         let own = Own {
@@ -385,10 +398,16 @@ impl Server {
                 self.dismiss_standby();
             }
         }
+        self.shared.connections.fetch_add(clients.len() as u64, Ordering::Relaxed);
+        let mut shares: Vec<Vec<Seated>> = self.workers.iter().map(|_| Vec::new()).collect();
         for client in clients {
-            self.shared.connections.fetch_add(1, Ordering::Relaxed);
-            self.workers[self.next_worker].send(Command::Adopt { client, is_new });
+            shares[self.next_worker].push(client);
             self.next_worker = (self.next_worker + 1) % self.workers.len();
+        }
+        for (worker, clients) in self.workers.iter().zip(shares) {
+            if !clients.is_empty() {
+                worker.send(Command::Adopt { clients, is_new });
+            }
         }
     }
 

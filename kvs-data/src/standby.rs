@@ -28,6 +28,8 @@ use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Seat, Sta
 use kvs_core::liveness::{FIRST_HELPER_SLOT, LivenessPage, MAIN_SLOT};
 use kvs_core::segment::Segment;
 use kvs_core::sys::fd_passing::PassingError;
+use kvs_core::sys::memory::Word;
+use kvs_core::sys::priority;
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::table::Table;
 use kvs_front::options::ServerOptions;
@@ -35,7 +37,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::backup::Begin;
 use crate::bench::{Bench, Seated};
-use crate::control::{Prepared, Server};
+use crate::control::{Prepared, Server, considerate};
 use crate::shared::Shared;
 use crate::start::{self, Told};
 use crate::watch_front::Origin;
@@ -46,8 +48,8 @@ const SLOT: usize = FIRST_HELPER_SLOT + 2;
 /// How long a data server that talks no more may live on before this process takes itself for forgotten.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// Memory of the segment that is mapped in one call.
-const MAPPED_AT_ONCE: u64 = 32 << 20;
+/// Memory of the segment that is mapped in one call, during which nobody else may get the core.
+const MAPPED_AT_ONCE: u64 = 1 << 20;
 /// Pause until the next upkeep.
 const UPKEEP_PAUSE: Duration = Duration::from_millis(500);
 
@@ -329,7 +331,7 @@ impl Standby {
     fn into_server(self, options: &ServerOptions, began: Instant) -> anyhow::Result<Server> {
         let shared = &self.prepared.shared;
         shared.connections.fetch_add(self.seated.len() as u64, Ordering::Relaxed);
-        let early = self.seated.into_iter().map(|(connection, place)| (connection, place.slot));
+        let early = considerate(self.seated.into_iter()).map(|(connection, place)| (connection, place.slot));
         let late = self.late.iter().map(|client| (client.adopted.connection, client.index));
         let seated: HashMap<u64, SlotIndex> = early.chain(late).collect();
         let mut server = Server::new(options, self.prepared, self.origin, Begin::Later, &seated)?;
@@ -361,6 +363,13 @@ fn wait_for<'f>(sources: impl Iterator<Item = Option<BorrowedFd<'f>>>, until: Op
     ready
 }
 
+/// The last thread of who died has much to give back; a client that is to be answered may have been put behind it.
+fn let_dead_give_way(pid: &Word) {
+    if let Err(error) = priority::give_way_if_ending(pid.load() as u32) {
+        log::debug!("a dead server doesn't give way: {error}");
+    }
+}
+
 /// What the watching thread does when the data server that serves dies.
 struct TakingOver {
     options: ServerOptions,
@@ -389,6 +398,8 @@ impl TakingOver {
         let noticed = Instant::now();
         self.dead.await_all_dead()?;
         self.check_designation()?;
+        let header = self.shared.segment.header()?;
+        let_dead_give_way(&header.data_process[0]);
         let served = start::take_over(&self.shared.table, &self.options.name)?;
         // Nobody else has, and no worker looks before it begins.
         let _ = self.shared.served.set(served);
@@ -398,6 +409,8 @@ impl TakingOver {
         start::introduce(&self.shared.segment, &self.options, None, (tcp_address, unix_path), true)?;
         let front = Arc::clone(&self.front.lock().unwrap_or_else(PoisonError::into_inner));
         self.workers.iter().for_each(|worker| worker.go(Arc::clone(&front)));
+        // Both may have died at the same instant.
+        let_dead_give_way(&header.front_process[0]);
         log::debug!("{:?} from the death to the workers", noticed.elapsed());
         Ok(noticed)
     }

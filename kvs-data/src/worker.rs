@@ -40,18 +40,18 @@ const RINGS_MAX: u64 = 512;
 const RING_BYTES: u64 = 32 << 10;
 /// Clients looked at in one round for buffers that nobody uses, while too many are held.
 const COOLED_MAX: usize = 64;
-/// Clients taken up in one round that nobody has heard of since the data server before died.
+/// Clients taken up in one round that are new, or that nobody has heard of since the data server before died.
 const RESUMED_MAX: usize = 64;
 /// Pause between two looks whether a replaced value is still being sent.
 const GARBAGE_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the main thread tells a worker.
 pub enum Command {
-    /// Serve this client.
+    /// Serve these clients.
     Adopt {
-        /// It.
-        client: Seated,
-        /// Nobody has served it before.
+        /// They.
+        clients: Vec<Seated>,
+        /// Nobody has served them before.
         is_new: bool,
     },
     /// Free this slot, of a client whose socket nobody has kept.
@@ -192,6 +192,8 @@ struct Worker<'s> {
     clients: Vec<Option<Box<Client<'s>>>>,
     /// Those who are not served yet, by their place.
     places: Places,
+    /// Those that have no place yet, and whether they are new.
+    arriving: VecDeque<(Seated, bool)>,
     /// Those in places from here on haven't been looked at since the data server before died.
     unseen_from: Option<usize>,
     /// All clients of that time have been given to somebody.
@@ -239,6 +241,7 @@ impl<'s> Worker<'s> {
             front: Keeper::informed(front),
             standby: None,
             clients: places.seats.iter().map(|_| None).collect(),
+            arriving: VecDeque::new(),
             unseen_from: Some(0),
             places,
             settles: false,
@@ -277,6 +280,7 @@ impl<'s> Worker<'s> {
             if woken {
                 self.obey()?;
             }
+            self.adopt_some(RESUMED_MAX)?;
             self.resume_some()?;
             self.call_backup();
             self.serve_waiting()?;
@@ -312,7 +316,7 @@ impl<'s> Worker<'s> {
     fn timeout(&self) -> Option<rustix::event::Timespec> {
         let lingering = self.lingering.front().map(|&(until, _)| until).into_iter();
         let garbage = (self.slot.garbage.load() != 0).then_some(GARBAGE_PAUSE);
-        let unseen = self.unseen_from.map(|_| Duration::ZERO);
+        let unseen = (self.unseen_from.is_some() || !self.arriving.is_empty()).then_some(Duration::ZERO);
         let held_back = (!self.held_back.is_empty()).then_some(RETRY_PAUSE);
         let pauses = garbage.into_iter().chain(unseen).chain(held_back);
         let retries = pauses.map(|pause| Instant::now() + pause);
@@ -332,7 +336,9 @@ impl<'s> Worker<'s> {
         let _ = rustix::io::read(&self.wake, &mut count);
         while let Ok(command) = self.inbox.try_recv() {
             match command {
-                Command::Adopt { client, is_new } => self.adopt(client, is_new)?,
+                Command::Adopt { clients, is_new } => {
+                    self.arriving.extend(clients.into_iter().map(|client| (client, is_new)));
+                }
                 Command::Release { index } => {
                     resume::give_up(&mut self.context, index)?;
                     self.shared.free_slot(index);
@@ -347,10 +353,28 @@ impl<'s> Worker<'s> {
                     // The main thread may have stopped listening.
                     let _ = reply.send(infos);
                 }
-                Command::IntroduceToFront { socket } => self.front = Keeper::ignorant(socket),
-                Command::IntroduceToStandby { socket } => self.standby = Some(Keeper::ignorant(socket)),
-                Command::Stop => self.stop()?,
+                Command::IntroduceToFront { socket } => {
+                    self.adopt_some(usize::MAX)?;
+                    self.front = Keeper::ignorant(socket);
+                }
+                Command::IntroduceToStandby { socket } => {
+                    self.adopt_some(usize::MAX)?;
+                    self.standby = Some(Keeper::ignorant(socket));
+                }
+                Command::Stop => {
+                    self.adopt_some(usize::MAX)?;
+                    self.stop()?;
+                }
             }
+        }
+        Ok(())
+    }
+
+    /// Takes up to `most` of the clients that the main thread gave: thousands may come at once, and those that are served go on.
+    fn adopt_some(&mut self, most: usize) -> Result<(), Fatal> {
+        for _ in 0..most.min(self.arriving.len()) {
+            let Some((client, is_new)) = self.arriving.pop_front() else { break };
+            self.adopt(client, is_new)?;
         }
         Ok(())
     }
@@ -395,7 +419,7 @@ impl<'s> Worker<'s> {
             }
         }
         self.unseen_from = Some(to);
-        if to == self.places.seats.len() {
+        if to == self.places.seats.len() && self.arriving.is_empty() {
             self.unseen_from = None;
             if std::mem::take(&mut self.settles) {
                 self.shared.worker_has_settled();

@@ -322,7 +322,11 @@ impl Receiver {
                     }
                 }
             }
-            DataMessage::Holds { connections } => front.clients.hold(&connections, generation),
+            DataMessage::Holds { connections } => {
+                front.clients.hold(&connections, generation);
+                // There may be many more, while clients wait for their answers.
+                std::thread::yield_now();
+            }
             DataMessage::Quit => _ = front.events.send(Event::Quit),
             message => _ = front.events.send(Event::Said(generation, message, descriptors)),
         }

@@ -30,6 +30,7 @@ use anyhow::{Context as _, anyhow, bail};
 use crossbeam_channel::{Receiver, Sender};
 use kvs_core::control::{DataMessage, FrontMessage, StartKind};
 use kvs_core::segment::kept_aside_path;
+use kvs_core::sys::priority;
 use kvs_core::wire::ErrorCode;
 use kvs_front::options::StandbyMode;
 use kvs_front::pace::Pace;
@@ -393,6 +394,10 @@ impl Supervisor {
             }
         } else {
             log::warn!("data server {} died; launching the next", dead.pid);
+            // It may still be giving back thousands of descriptors on the core that the next one needs.
+            if let Err(error) = priority::give_way_if_ending(dead.pid) {
+                log::debug!("the dead data server doesn't give way: {error}");
+            }
         }
         // Nobody is left to introduce anybody.
         self.knows_all = true;

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use kvs_core::sys::process::is_ending;
 use rustix::process::{Pid, Signal};
 
 use crate::binaries;
@@ -448,9 +449,12 @@ impl Store {
         eventually_some("a data server runs", SOON, || self.find("kvs-data"))
     }
 
-    /// The process of this store that runs `program`, if one does.
+    /// The process of this store that runs `program`, if one does and is not just dying.
     pub fn find(&self, program: &str) -> Option<Pid> {
-        let runs = |pid: &Pid| processes::program_of(*pid).is_some_and(|found| found == program);
+        let runs = |pid: &Pid| {
+            processes::program_of(*pid).is_some_and(|found| found == program)
+                && !is_ending(pid.as_raw_nonzero().get().unsigned_abs())
+        };
         processes::of_store(self.place.name()).into_iter().find(runs)
     }
 

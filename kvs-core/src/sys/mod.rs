@@ -9,6 +9,7 @@
 //! | [`stream_position`] | how far a stream got, asked of the kernel |
 //! | [`counted_send`] | sending so that the count survives the sender |
 //! | [`activation`] | descriptors that a service manager kept for this process |
+//! | [`priority`] | making the dead give way to the living
 //! | [`process`] | who a process is, beyond a pid that may be reused |
 
 pub mod activation;
@@ -18,6 +19,7 @@ pub mod crash;
 pub mod fd_passing;
 pub mod liveness_map;
 pub mod memory;
+pub mod priority;
 pub mod process;
 pub mod robust_mutex;
 pub mod stream_position;

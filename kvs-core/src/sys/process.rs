@@ -61,6 +61,11 @@ pub fn is_stopped(pid: u32) -> bool {
     Stat::read(pid).is_ok_and(|stat| stat.state == b'T')
 }
 
+/// Whether the first thread of the process that has `pid` now is ending, or has ended. No when that can't be known.
+pub fn is_ending(pid: u32) -> bool {
+    Stat::read(pid).is_ok_and(|stat| stat.flags & EXITING != 0)
+}
+
 /// How many descriptors the process that has `pid` now has open; None when that can't be known.
 pub fn open_descriptors(pid: u32) -> Option<u64> {
     let path = format!("/proc/{pid}/fd");
@@ -80,9 +85,13 @@ fn is_gone(error: &io::Error) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     state: u8,
+    flags: u64,
     threads: u64,
     start_time: u64,
 }
+
+/// Flag of a thread that is ending (`PF_EXITING`, include/linux/sched.h).
+const EXITING: u64 = 0x4;
 
 impl Stat {
     fn read(pid: u32) -> io::Result<Self> {
@@ -100,9 +109,10 @@ impl Stat {
         let mut fields = rest.split_ascii_whitespace();
         // Fields count from 1, and the next is the third.
         let state = *fields.next()?.as_bytes().first()?;
-        let threads = fields.nth(20 - 4)?.parse().ok()?;
+        let flags = fields.nth(9 - 4)?.parse().ok()?;
+        let threads = fields.nth(20 - 10)?.parse().ok()?;
         let start_time = fields.nth(22 - 21)?.parse().ok()?;
-        Some(Self { state, threads, start_time })
+        Some(Self { state, flags, threads, start_time })
     }
 
     /// A process whose first thread ended is a zombie (`Z`) already, though other threads may run on.
@@ -176,7 +186,10 @@ mod tests {
     #[test]
     fn stat_name_with_parentheses_and_spaces_is_skipped() {
         let line = b"7 (a) S (b\n) R 1 7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 3 0 987654 1 2\n";
-        assert_eq!(Stat::parse(line), Some(Stat { state: b'R', threads: 3, start_time: 987_654 }));
+        assert_eq!(
+            Stat::parse(line),
+            Some(Stat { state: b'R', flags: 4_194_304, threads: 3, start_time: 987_654 })
+        );
     }
 
     #[test]
