@@ -186,6 +186,8 @@ impl Stores<'_> {
         let advice = "install it beside kvs-tools";
         let start = || installed("kvs-front", advice, |program| KvsServer::start(&program, &self.demand));
         let (Some(server), is_new) = once(&mut self.kvs, &mut self.missing, start)? else { return Ok(None) };
+        // Servers that can be told are to have as many.
+        self.demand.workers = Some(server.workers);
         let address = self.socket(name == KVS_TCP, server.tcp, &server.unix);
         self.ready(name, (address, server), Kvs::new, is_new).map(Some)
     }

@@ -69,7 +69,7 @@ impl Kvs {
             ResponseBody::Value { value } => {
                 Err(format!("a value has {} bytes instead of {}", value.len(), self.value_bytes))
             }
-            other => Err(format!("it answers something else: {other:?}")),
+            _ => Err("it answers something else than was asked; is it of another version?".into()),
         }
     }
 }
@@ -116,7 +116,7 @@ impl Protocol for Kvs {
             return match decode_response(payload)?.body {
                 ResponseBody::Welcome { .. } => Ok(()),
                 ResponseBody::Error { message, .. } => bail!("it refuses: {message}"),
-                other => bail!("it greets oddly: {other:?}"),
+                _ => bail!("it answers the greeting with something else; is it of another version?"),
             };
         }
     }

@@ -23,9 +23,27 @@ pub struct KvsServer {
     pub unix: PathBuf,
     /// Its name.
     pub name: InstanceName,
-    /// Ended before the rest is removed.
+    /// Its worker threads.
+    pub workers: usize,
+    /// Keeps it running.
+    process: Remains,
+}
+
+/// What is removed when this is dropped, once the server has ended.
+struct Remains {
     server: Option<Server>,
+    name: InstanceName,
     directory: TempDir,
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        self.server = None;
+        let segment = self.name.segment_path();
+        // There is none when it never came so far.
+        let _ = segment::remove(&segment);
+        let _ = std::fs::remove_file(kept_aside_path(&segment));
+    }
 }
 
 impl KvsServer {
@@ -36,30 +54,19 @@ impl KvsServer {
     pub fn start(program: &Path, demand: &Demand) -> anyhow::Result<Self> {
         let (directory, name) = (directory()?, own_name()?);
         let arguments = arguments(&name, directory.path(), demand);
-        let server = Server::start(program, &arguments, directory.path())?;
-        let (tcp, unix) = ("0.0.0.0:0".parse()?, directory.path().join("sock"));
-        // From here on dropping it removes what it has made.
-        let mut store = Self { tcp, unix, name, server: Some(server), directory };
-        let log = store.directory.path().join("log");
-        let server = store.server.as_mut().context("it was just started")?;
-        let line = server.await_ready(store.directory.path(), &demand.interrupted, || ready_line(&log))?;
-        store.tcp = field(&line, "tcp").and_then(|tcp| tcp.parse().ok()).with_context(|| odd(&line))?;
-        Ok(store)
+        let mut process = Remains { server: None, name: name.clone(), directory };
+        let directory = process.directory.path();
+        let server = process.server.insert(Server::start(program, &arguments, directory)?);
+        let log = directory.join("log");
+        let line = server.await_ready(directory, &demand.interrupted, || ready_line(&log))?;
+        let tcp = field(&line, "tcp").and_then(|tcp| tcp.parse().ok()).with_context(|| odd(&line))?;
+        let workers = field(&line, "data").and_then(count_workers).with_context(|| odd(&line))?;
+        Ok(Self { tcp, unix: directory.join("sock"), name, workers, process })
     }
 
     /// The process of its front server.
     pub fn pid(&self) -> Option<u32> {
-        self.server.as_ref().map(Server::pid)
-    }
-}
-
-impl Drop for KvsServer {
-    fn drop(&mut self) {
-        self.server = None;
-        let segment = self.name.segment_path();
-        // There is none when it never came so far.
-        let _ = segment::remove(&segment);
-        let _ = std::fs::remove_file(kept_aside_path(&segment));
+        self.process.server.as_ref().map(Server::pid)
     }
 }
 
@@ -103,6 +110,13 @@ fn ready_line(log: &Path) -> Option<String> {
 
 fn field<'l>(line: &'l str, name: &str) -> Option<&'l str> {
     line.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// Threads of the data server with this process id that serve clients; they are named for it.
+fn count_workers(pid: &str) -> Option<usize> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+    Some(names.filter(|name| name.starts_with("worker-")).count()).filter(|count| *count > 0)
 }
 
 fn odd(line: &str) -> String {

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context as _;
+use kvs_core::instance::format_duration;
 use serde_json::Value;
 
 use super::machine::Facts;
@@ -51,11 +52,11 @@ fn page(run: &Run, facts: &Facts) -> String {
     let mut text = format!("# Benchmark run\n\n```sh\n{}\n```\n\n", run.command);
     _ = writeln!(
         text,
-        "{} rounds of {:?} each, after {:?} of warm-up, on {} ({} cores, kernel {}). Figures are medians of the rounds; ratios are \
+        "{} rounds of {} each, after {} of warm-up, on {} ({} cores, kernel {}). Figures are medians of the rounds; ratios are \
          medians of the rounds' ratios; latencies are of all rounds together.\n",
         run.rounds,
-        run.duration,
-        run.warm_up,
+        format_duration(run.duration),
+        format_duration(run.warm_up),
         known("processor"),
         known("cores"),
         known("kernel")
