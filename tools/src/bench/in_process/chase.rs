@@ -10,7 +10,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use kvs_core::segment::SegmentView;
 use kvs_core::segment::layout::{BUCKET_BYTES, EXTENT_BYTES, Shard};
 use kvs_core::sys::memory::Damaged;
@@ -50,6 +50,7 @@ impl Chase {
         };
         let shards = (0..regions.shard_count).map(homes).collect::<Result<_, _>>()?;
         let extents = segment.header()?.extents_reserved.load().min(regions.extent_count);
+        ensure!(extents > 0, "there is nothing in the store");
         let entry_lines = extents * (EXTENT_BYTES / LINE_BYTES);
         Ok(Self {
             segment: Arc::clone(segment),
@@ -119,4 +120,63 @@ const MULTIPLIER: u64 = 0xbf58_476d_1ce4_e5b9;
 #[inline(always)]
 fn part_of(random: u64, count: u64) -> u64 {
     ((u128::from(random) * u128::from(count)) >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: the chase goes through what is in use, and nowhere else, evenly. Method: a small table in this process's memory.
+
+    use std::collections::HashSet;
+
+    use kvs_core::segment::Segment;
+    use kvs_core::segment::layout::WorkerSlot;
+    use kvs_core::table::Table;
+    use kvs_core::transaction::Transaction;
+    use kvs_core::wire::SetCondition;
+
+    use super::*;
+
+    fn segment(entries: u32) -> Arc<SegmentView> {
+        let segment = Segment::on_heap(64 << 20).expect("heap memory");
+        let slot: &WorkerSlot = segment.memory().object(segment.regions().worker(0)).expect("there is one");
+        let table = Table::new(&segment).expect("sound");
+        for number in 0..entries {
+            let key = number.to_le_bytes();
+            let mut transaction = Transaction::begin(&segment, slot);
+            let hash = table.hash_of(&key);
+            table.set(&mut transaction, hash, &key, &[7; 32], SetCondition::Always).expect("room");
+            transaction.commit().expect("small");
+        }
+        Arc::new(SegmentView::of(&segment))
+    }
+
+    #[test]
+    fn chase_goes_on_from_what_it_reads_and_stays_inside() {
+        let segment = segment(2000);
+        let mut chase = Chase::new(&segment, 1).expect("something to chase through");
+        chase.touch().expect("inside");
+        let mut states = HashSet::new();
+        for _ in 0..20_000 {
+            chase.step().expect("inside");
+            states.insert(chase.state);
+        }
+        assert_eq!(states.len(), 20_000, "it goes round in circles");
+        (0..20_000).try_for_each(|_| chase.overlapped()).expect("inside");
+    }
+
+    #[test]
+    fn chase_places_are_spread_evenly() {
+        let mut chase = Chase::new(&segment(2000), 1).expect("something to chase through");
+        let mut counts = [0u32; 16];
+        for _ in 0..16_000 {
+            let random = chase.random();
+            counts[part_of(random, 16) as usize] += 1;
+        }
+        assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn chase_through_nothing_is_refused() {
+        assert!(Chase::new(&segment(0), 1).is_err());
+    }
 }

@@ -101,3 +101,23 @@ impl Target for Beside {
         Ok(Measurement::Load(sample))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_shared_out_and_given_back() {
+        let cores = Cores::split().expect("they can be asked for");
+        let set = || sched_getaffinity(None).context("asked before");
+        let (mut sum, mut together) = (0, CpuSet::new());
+        for part in [&cores.readers, &cores.others] {
+            assert_eq!(cores.on(part, set).expect("allowed"), *part);
+            sum += part.count();
+            (0..CpuSet::MAX_CPU).filter(|core| part.is_set(*core)).for_each(|core| together.set(core));
+        }
+        assert_eq!(together, cores.all);
+        assert!(sum == cores.all.count() || cores.all.count() == 1);
+        assert_eq!(set().expect("asked before"), cores.all);
+    }
+}
