@@ -113,6 +113,8 @@ impl LocalReader {
             for (key, hash) in group.iter().zip(&mut hashes) {
                 check(key.as_ref())?;
                 *hash = mapped.table().hash_of(key.as_ref());
+            }
+            for hash in &hashes[..group.len()] {
                 mapped.table().prefetch_bucket(*hash);
             }
             let mut beyond = 0u64;
