@@ -11,6 +11,10 @@
  * descriptor, and repeats what was not answered. Each call is executed exactly once all the same: a kv_write that was executed just
  * before the servers died returns 0, not -2. It tries for ten seconds, or for as many milliseconds as the environment variable
  * KVS_RETRY_MS says when kv_connect is called; then the call returns -1, and the next one tries again.
+ *
+ * With KVS_LOCAL_READS=1 in the environment when kv_connect is called, kv_read reads from the server's shared memory when the server
+ * is on this machine and belongs to the same user, and asks the server for what can't be read there. What was acknowledged is seen
+ * either way. psiskv_local.h has reads that need no server at all.
  */
 #ifndef PSISKV_H
 #define PSISKV_H

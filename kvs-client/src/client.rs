@@ -9,6 +9,7 @@ use kvs_core::wire::{Request, RequestBody, Response, ResponseBody, StatisticValu
 use crate::Error;
 use crate::address::Address;
 use crate::connection::{Broken, Connection, Membership, OpenError, Outgoing};
+use crate::local::LocalReads;
 use crate::pipeline::{Answer, Pipeline};
 use crate::session::Session;
 
@@ -28,13 +29,14 @@ const LIST_PAGE_KEYS: u32 = 1000;
 pub struct ConnectOptions {
     name: String,
     retry_for: Duration,
+    local_reads: bool,
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
         let program = std::env::args_os().next().unwrap_or_default();
         let name = std::path::Path::new(&program).file_name().map(|name| name.to_string_lossy().into_owned());
-        Self { name: name.unwrap_or_default(), retry_for: RETRY_FOR_DEFAULT }
+        Self { name: name.unwrap_or_default(), retry_for: RETRY_FOR_DEFAULT, local_reads: false }
     }
 }
 
@@ -58,6 +60,15 @@ impl ConnectOptions {
         self
     }
 
+    /// Whether reads are served from the server's shared memory when it is on this machine and belongs to the same user: without
+    /// a system call, and also while no server runs. A read sees at least all that was answered before it. What can't be read there is
+    /// asked of the server, as everything is unless told otherwise.
+    #[must_use]
+    pub fn local_reads(mut self, wanted: bool) -> Self {
+        self.local_reads = wanted;
+        self
+    }
+
     /// Connects; see [`Client::connect`].
     ///
     /// # Errors
@@ -74,6 +85,7 @@ impl ConnectOptions {
                 let value_bytes_max = connection.value_bytes_max;
                 Ok(Client {
                     address,
+                    local: self.local_reads.then(LocalReads::default),
                     options: self,
                     connection: Some(connection),
                     value_bytes_max,
@@ -116,6 +128,8 @@ pub struct Client {
     value_bytes_max: u64,
     /// Since when there was no answer, while a call tries to get one.
     troubled_since: Option<Instant>,
+    /// None when all is asked of the server.
+    local: Option<LocalReads>,
     pub(crate) session: Session,
 }
 
@@ -152,10 +166,24 @@ impl Client {
     /// # Errors
     /// [`Error`].
     pub fn get(&mut self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>, Error> {
+        if let Some(value) = self.local().and_then(|local| local.get(key.as_ref())) {
+            return Ok(value);
+        }
         match self.one(|pipeline| pipeline.get(key))? {
             Answer::Value(value) => Ok(value),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// The way to read without the server, if there is one.
+    pub(crate) fn local(&mut self) -> Option<&mut LocalReads> {
+        let local = self.local.as_ref()?;
+        // While there is no connection, the segment is that of the server before.
+        if let Some(number) = self.connection().filter(|number| local.is_new(*number)) {
+            let told = self.stats().unwrap_or_default();
+            self.local.as_mut()?.meet(number, &told);
+        }
+        self.local.as_mut()
     }
 
     /// Stores a value.

@@ -18,7 +18,7 @@ use kvs_core::instance::InstanceName;
 use kvs_core::liveness::LivenessPage;
 use kvs_core::recover;
 use kvs_core::segment::layout::WorkerSlot;
-use kvs_core::segment::{Segment, SegmentError, text_of};
+use kvs_core::segment::{Segment, SegmentError, identity, text_of};
 use kvs_core::session::Sessions;
 use kvs_core::sys::process::open_descriptors;
 use kvs_core::table::Table;
@@ -156,6 +156,7 @@ impl Statistics for Shared {
             ("standby_pid", if standby == 0 { Absent } else { Number(standby) }),
             ("tcp_address", Text(text_of(&header.tcp_address))),
             ("unix_path", Text(text_of(&header.unix_path))),
+            ("segment_identity", Text(identity(header))),
             ("uptime_seconds", Number(self.begun.elapsed().as_secs())),
             ("data_restarts", Number(header.data_restarts.load())),
             ("front_restarts", Number(header.front_restarts.load())),

@@ -1,10 +1,12 @@
-//! `libpsiskv`: five functions for C programs, described in `kvs-client/include/psiskv.h`.
+//! `libpsiskv`: five functions for C programs, described in `kvs-client/include/psiskv.h`, and three that read from shared memory, in
+//! `local`.
 //!
 //! Invariants: no panic crosses into C; nothing is read or written through a pointer that is null or beyond the length that came with
 //! it; whatever the arguments are, an error is -1 and no crash.
 #![allow(unsafe_code)]
 
 mod descriptors;
+mod local;
 
 use std::ffi::{CStr, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,10 +21,14 @@ const NO: c_int = -2;
 /// How long a lost connection is sought again, in milliseconds.
 const RETRY_VARIABLE: &str = "KVS_RETRY_MS";
 
+/// Whether `kv_read` reads from the server's shared memory where that can be done: 1.
+const LOCAL_READS_VARIABLE: &str = "KVS_LOCAL_READS";
+
 /// How to connect, as the environment says now.
 fn options() -> ConnectOptions {
     let wanted = std::env::var(RETRY_VARIABLE).ok().and_then(|text| text.trim().parse().ok());
-    let options = ConnectOptions::new();
+    let local = std::env::var(LOCAL_READS_VARIABLE).is_ok_and(|text| text.trim() == "1");
+    let options = ConnectOptions::new().local_reads(local);
     match wanted {
         Some(wanted) => options.retry_for(Duration::from_millis(wanted)),
         None => options,

@@ -12,6 +12,7 @@
 //! It needs no server: while the data server is dead, is replaced or hangs, reads go on. When the segment itself is replaced the
 //! reader maps the new one; see `segment`.
 
+mod of_client;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -20,12 +21,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kvs_core::instance::InstanceName;
-use kvs_core::limits::KEY_BYTES_MAX;
+use kvs_core::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX_LIMIT};
 use kvs_core::table::hash::KeyHash;
 use kvs_core::table::view::ReadError;
 
 use crate::Error;
-use segment::Mapped;
+pub(crate) use of_client::LocalReads;
+use segment::{Mapped, Replaced};
 
 /// For so long a lookup is repeated that writers disturb every time.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -40,6 +42,8 @@ pub struct LocalReader {
     path: PathBuf,
     /// None while there is no segment.
     mapped: Option<Mapped>,
+    replaced: Replaced,
+    patience: Duration,
     /// Room for one value.
     value: Vec<u8>,
 }
@@ -62,7 +66,7 @@ impl LocalReader {
     pub fn open_path(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref().to_path_buf();
         let mapped = Some(Mapped::open(&path)?);
-        Ok(Self { path, mapped, value: Vec::new() })
+        Ok(Self { path, mapped, replaced: Replaced::Follow, patience: PATIENCE, value: Vec::new() })
     }
 
     /// Reads a value.
@@ -84,9 +88,9 @@ impl LocalReader {
     pub fn get_into(&mut self, key: impl AsRef<[u8]>, value: &mut Vec<u8>) -> Result<bool, Error> {
         let key = key.as_ref();
         let found = check(key).and_then(|()| {
-            let mapped = segment::current(&mut self.mapped, &self.path)?;
+            let mapped = segment::current(&mut self.mapped, &self.path, self.replaced)?;
             let hash = mapped.table().hash_of(key);
-            read(mapped, hash, key, value)
+            read(mapped, hash, key, value, self.patience)
         });
         if !matches!(found, Ok(true)) {
             value.clear();
@@ -106,7 +110,7 @@ impl LocalReader {
         keys: &[K],
         mut found: impl FnMut(usize, Option<&[u8]>),
     ) -> Result<(), Error> {
-        let mapped = segment::current(&mut self.mapped, &self.path)?;
+        let mapped = segment::current(&mut self.mapped, &self.path, self.replaced)?;
         let mut hashes = [KeyHash(0); GROUP_KEYS];
         let mut index = 0;
         for group in keys.chunks(GROUP_KEYS) {
@@ -126,7 +130,7 @@ impl LocalReader {
                 beyond &= beyond - 1;
             }
             for (key, hash) in group.iter().zip(&hashes) {
-                let there = read(mapped, *hash, key.as_ref(), &mut self.value)?;
+                let there = read(mapped, *hash, key.as_ref(), &mut self.value, self.patience)?;
                 found(index, there.then_some(&self.value[..]));
                 index += 1;
             }
@@ -141,19 +145,28 @@ fn check(key: &[u8]) -> Result<(), Error> {
 
 /// Reads the value of `key` into `value`; whether there is one.
 #[inline(always)]
-fn read(mapped: &mut Mapped, hash: KeyHash, key: &[u8], value: &mut Vec<u8>) -> Result<bool, Error> {
+fn read(
+    mapped: &mut Mapped,
+    hash: KeyHash,
+    key: &[u8],
+    value: &mut Vec<u8>,
+    patience: Duration,
+) -> Result<bool, Error> {
     if let Some(shard) = mapped.table().quarantined(hash) {
         return Err(Error::Quarantined { shard });
     }
     match try_read(mapped, hash, key, value) {
         Ok(found) => Ok(found),
-        Err(error) => read_again(mapped, hash, key, value, error),
+        Err(error) => read_again(mapped, hash, key, value, (error, patience)),
     }
 }
 
 #[inline(always)]
 fn try_read(mapped: &Mapped, hash: KeyHash, key: &[u8], value: &mut Vec<u8>) -> Result<bool, ReadError> {
     let found = mapped.table().read(hash, key, |stored| {
+        if stored.length() > VALUE_BYTES_MAX_LIMIT {
+            return Err(stored.damaged());
+        }
         // Room of the same length is not cleared: all of it is written now.
         value.resize(stored.length() as usize, 0);
         stored.copy_to(0, value)
@@ -168,12 +181,12 @@ fn read_again(
     hash: KeyHash,
     key: &[u8],
     value: &mut Vec<u8>,
-    mut error: ReadError,
+    (mut error, patience): (ReadError, Duration),
 ) -> Result<bool, Error> {
     let since = Instant::now();
     loop {
         match error {
-            ReadError::Contended if since.elapsed() > PATIENCE => return Err(Error::Contended),
+            ReadError::Contended if since.elapsed() >= patience => return Err(Error::Contended),
             // Who disturbs it may need this processor to come to an end.
             ReadError::Contended => std::thread::yield_now(),
             // What lies behind the data that was known is there by now, or it is damage.

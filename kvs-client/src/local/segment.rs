@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use kvs_core::segment::{SegmentError, SegmentView};
+use kvs_core::segment::{SegmentError, SegmentView, identity};
 use kvs_core::table::hash::HashSeed;
 use kvs_core::table::view::TableView;
 use rustix::time::{ClockId, clock_gettime};
@@ -39,6 +39,16 @@ impl Mapped {
         Ok(mapped)
     }
 
+    /// What tells the segment from all others.
+    pub fn identity(&self) -> Option<String> {
+        self.view.header().ok().map(identity)
+    }
+
+    /// Whether the segment's server serves connection `number` of this process.
+    pub fn has_connection(&self, number: u64) -> bool {
+        self.view.has_connection(number, std::process::id())
+    }
+
     /// Looks how far the data reaches now; whether that is farther than before.
     pub fn look_further(&mut self) -> bool {
         let before = self.data_end;
@@ -65,18 +75,32 @@ impl Mapped {
     }
 }
 
+/// What to do when the segment was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replaced {
+    /// Read the new one.
+    Follow,
+    /// Read no more: nobody has said that it is the right one.
+    Refuse,
+}
+
 /// The segment that is to be read now.
 #[inline(always)]
-pub fn current<'m>(mapped: &'m mut Option<Mapped>, path: &Path) -> Result<&'m mut Mapped, Error> {
+pub fn current<'m>(
+    mapped: &'m mut Option<Mapped>,
+    path: &Path,
+    replaced: Replaced,
+) -> Result<&'m mut Mapped, Error> {
     if !mapped.as_ref().is_some_and(Mapped::is_current) {
-        renew(mapped, path)?;
+        renew(mapped, path, replaced)?;
     }
-    mapped.as_mut().ok_or_else(|| Error::NoStore { path: path.to_path_buf() })
+    mapped.as_mut().ok_or_else(|| no_store(path))
 }
 
 /// Looks for another segment when there is none, when the one that is mapped is void, or from time to time.
 #[cold]
-fn renew(mapped: &mut Option<Mapped>, path: &Path) -> Result<(), Error> {
+#[inline(never)]
+fn renew(mapped: &mut Option<Mapped>, path: &Path, replaced: Replaced) -> Result<(), Error> {
     if let Some(old) = mapped.as_mut().filter(|old| !old.view.is_retired()) {
         old.looked_ns = coarse_ns();
         // One that has lost its name and was not replaced still has the last data, and may still be served. So has one of which
@@ -84,27 +108,32 @@ fn renew(mapped: &mut Option<Mapped>, path: &Path) -> Result<(), Error> {
         if !old.view.is_replaced(path).unwrap_or(false) {
             return Ok(());
         }
-        match Mapped::open(path) {
-            Ok(new) => *old = new,
-            // The new one has no data yet.
-            Err(Error::NoStore { .. } | Error::Loading { .. }) => {}
-            Err(error) => {
-                *mapped = None;
-                return Err(error);
-            }
-        }
-        return Ok(());
     }
-    *mapped = None;
-    *mapped = Some(Mapped::open(path)?);
+    let new = match replaced {
+        Replaced::Follow => Mapped::open(path),
+        Replaced::Refuse => Err(Error::Segment { reason: "the segment was replaced by another one".into() }),
+    };
+    let is_void = mapped.as_ref().is_none_or(|old| old.view.is_retired());
+    match new {
+        Ok(new) => *mapped = Some(new),
+        // The new one has no data yet.
+        Err(Error::NoStore { .. } | Error::Loading { .. }) if !is_void => {}
+        Err(error) => {
+            *mapped = None;
+            return Err(error);
+        }
+    }
     Ok(())
 }
 
+fn no_store(path: &Path) -> Error {
+    Error::NoStore { path: path.to_path_buf() }
+}
+
+#[cold]
 fn refused(path: &Path, error: &SegmentError) -> Error {
     match error {
-        SegmentError::Missing { .. } | SegmentError::Unfinished { .. } => {
-            Error::NoStore { path: path.to_path_buf() }
-        }
+        SegmentError::Missing { .. } | SegmentError::Unfinished { .. } => no_store(path),
         error => Error::Segment { reason: error.to_string() },
     }
 }

@@ -19,6 +19,8 @@ use kvs_core::segment::{Segment, SegmentView};
 use kvs_core::session::Sessions;
 use kvs_core::sys::memory::Damaged;
 use kvs_core::table::Table;
+use kvs_core::table::hash::HashSeed;
+use kvs_core::table::view::TableView;
 use kvs_core::transaction::{self, Transaction, TransactionError};
 use kvs_core::wire::{self, Request, RequestBody, SetCondition};
 
@@ -120,7 +122,26 @@ fn look_into(view: &SegmentView) {
         let _ = inspect::shards::classes(view, shard);
     }
     let _ = inspect::entries::entry(view, &key_of(1));
+    read_locally(view);
     let _ = inspect::entries::for_each(view, |_, _| Ok::<_, kvs_core::table::view::ReadError>(()));
+}
+
+/// What a local reader does with a segment: it touches no memory but what is reserved.
+fn read_locally(view: &SegmentView) {
+    let Ok(header) = view.header() else { return };
+    let table = TableView::within(view.view(), view.regions(), HashSeed::of(header), view.data_end());
+    for number in 0..120u32 {
+        let key = key_of(number * 7);
+        let hash = table.hash_of(&key);
+        table.prefetch_bucket(hash);
+        if !table.prefetch_entry(hash) {
+            table.prefetch_entry_beyond(hash);
+        }
+        let _ = table.read(hash, &key, |value| {
+            let mut bytes = vec![0; value.length().min(1 << 20) as usize];
+            value.copy_to(0, &mut bytes)
+        });
+    }
 }
 
 /// What a data server does with a segment that it finds, and then some of what clients ask of it.

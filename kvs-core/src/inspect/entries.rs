@@ -96,5 +96,5 @@ fn checked_length(length: u64, offset: u64) -> Result<usize, Damaged> {
 }
 
 fn table(view: &SegmentView) -> Result<TableView<'_>, Damaged> {
-    Ok(TableView::new(view.view(), view.regions(), HashSeed::of(view.header()?)))
+    Ok(TableView::within(view.view(), view.regions(), HashSeed::of(view.header()?), view.data_end()))
 }

@@ -24,6 +24,7 @@ use rustix::fs::FallocateFlags;
 
 use crate::limits::SESSIONS_MAX;
 use crate::sys::memory::{Damaged, Memory, Offset, View, Word};
+use crate::table::hash::HashSeed;
 use layout::{
     ConnectionSlot, Header, LAYOUT_VERSION, Regions, SessionHead, SessionWindow, Shard, WorkerSlot,
 };
@@ -281,6 +282,17 @@ pub fn memory_bytes(header: &Header) -> u64 {
         ))
 }
 
+/// What tells this segment from every other one, also on other machines, as a text. It follows from the seed of the hash, which
+/// stays a secret all the same.
+pub fn identity(header: &Header) -> String {
+    let seed = HashSeed::of(header);
+    let facts = header.boot_id.iter().chain(&header.backup_id).chain([&header.created_ns]);
+    let bytes: Vec<u8> = facts.flat_map(|word| word.load().to_le_bytes()).collect();
+    // No keys are ever hashed for these groups.
+    let [low, high] = [u32::MAX, u32::MAX - 1].map(|group| seed.hash(group, &bytes).0);
+    format!("{high:016x}{low:016x}")
+}
+
 /// A segment that this process can only read: what tools and local readers hold.
 pub struct SegmentView {
     view: View,
@@ -307,6 +319,16 @@ impl SegmentView {
     /// A read-only view of a segment that this process also writes.
     pub fn of(segment: &Segment) -> Self {
         Self { view: View::of(segment.memory()), regions: segment.regions, file: None }
+    }
+
+    /// Whether the server of this segment serves connection `number` of process `pid`.
+    pub fn has_connection(&self, number: u64, pid: u32) -> bool {
+        let reserved = self.header().map_or(0, |header| header.connection_slots_reserved.load());
+        (0..reserved.min(u64::from(crate::limits::CONNECTIONS_MAX_LIMIT))).any(|index| {
+            self.view.object(self.regions.connection(index)).is_ok_and(|slot| {
+                slot.state.load() != 0 && slot.id.load() == number && slot.client.load() as u32 == pid
+            })
+        })
     }
 
     /// Where the data ends that has memory now.

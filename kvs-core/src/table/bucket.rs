@@ -131,7 +131,7 @@ impl<'v> Buckets<'v> {
 
     /// Where bucket `index` is, or would be.
     #[inline(always)]
-    fn offset(&self, index: u64) -> u64 {
+    pub fn offset(&self, index: u64) -> u64 {
         self.start.wrapping_add(index.wrapping_mul(BUCKET_BYTES))
     }
 

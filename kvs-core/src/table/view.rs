@@ -12,11 +12,13 @@
 //!
 //! Nothing here writes. Retries are bounded; then [`ReadError::Contended`] sends the caller to the lock or the server.
 
+use std::hint::select_unpredictable;
+
 use super::bucket::{Bucket, BucketHeader, Buckets, Slot};
 use super::entry::Entry;
 use super::geometry::Geometry;
 use super::hash::{HashSeed, KeyHash};
-use crate::segment::layout::{Regions, Shard};
+use crate::segment::layout::{BUCKET_SLOTS, Regions, Shard};
 use crate::sys::memory::{Damaged, View, Window};
 
 /// Most buckets behind a home that are asked for ahead: more entries than lie farther away would not be worth it.
@@ -47,6 +49,12 @@ impl Value<'_> {
     #[inline(always)]
     pub fn length(&self) -> u64 {
         self.entry.value_length()
+    }
+
+    /// That it can't be a value: to be returned, so that it is looked at again, and reported when it stays so.
+    #[cold]
+    pub fn damaged(&self) -> Damaged {
+        Damaged { offset: self.entry.offset }
     }
 
     /// Copies its bytes from position `from` on into `target`.
@@ -189,43 +197,31 @@ impl<'v> TableView<'v> {
         }
     }
 
-    /// Asks for the entries to be brought near that the home bucket of `hash`, near already, names for it. When it names none, asks
-    /// for the buckets behind it instead and returns false: [`TableView::prefetch_entry_beyond`] goes on when those are near.
-    #[inline]
+    /// Asks for the entry to be brought near that the home bucket of `hash`, near already, names for it. When it names none, asks
+    /// for the next bucket instead and returns false: [`TableView::prefetch_entry_beyond`] goes on when that is near.
+    #[inline(always)]
     pub fn prefetch_entry(&self, hash: KeyHash) -> bool {
-        let Ok(home) = self.home(hash) else { return true };
-        if self.prefetch_named(&home, home.home, hash) || home.header.reach == 0 {
-            return true;
-        }
-        for distance in 1..=home.header.reach.min(PREFETCH_BUCKETS) {
-            home.buckets.prefetch(home.home + distance);
-        }
-        false
+        let index = hash.shard(self.regions.shard_count);
+        Snapshot::take(self, index, hash.0).is_ok_and(|home| self.prefetch_named(&home, home.home, hash))
     }
 
-    /// Asks for the entries to be brought near that the buckets behind the home of `hash` name for it.
+    /// Asks for the entry to be brought near that a bucket behind the home of `hash` names for it.
     pub fn prefetch_entry_beyond(&self, hash: KeyHash) {
-        let Ok(home) = self.home(hash) else { return };
-        let within = 1..=home.header.reach.min(PREFETCH_BUCKETS);
-        let _ = within.into_iter().any(|distance| self.prefetch_named(&home, home.home + distance, hash));
+        let index = hash.shard(self.regions.shard_count);
+        let Ok(home) = Snapshot::take(self, index, hash.0) else { return };
+        let mut beyond = home.home + 1..=home.home + home.header.reach.min(PREFETCH_BUCKETS);
+        let _ = beyond.any(|bucket| self.prefetch_named(&home, bucket, hash));
     }
 
+    /// Asks for the first entry that bucket `index` names for `hash`, or for the bucket behind when it names none; whether it does.
     #[inline(always)]
-    fn home(&self, hash: KeyHash) -> Result<Snapshot<'v>, Damaged> {
-        Snapshot::take(self, hash.shard(self.regions.shard_count), hash.0)
-    }
-
-    /// Asks for what `bucket` names for `hash`; whether there is any.
-    #[inline(always)]
-    fn prefetch_named(&self, home: &Snapshot<'v>, bucket: u64, hash: KeyHash) -> bool {
-        let Ok(bucket) = home.buckets.get(bucket) else { return false };
+    fn prefetch_named(&self, home: &Snapshot<'v>, index: u64, hash: KeyHash) -> bool {
+        let Ok(bucket) = home.buckets.get(index) else { return true };
         let candidates = bucket.slots_with_tag(hash.tag());
-        let mut left = candidates;
-        while left != 0 {
-            let slot = bucket.slots.get(left.trailing_zeros() as usize);
-            slot.and_then(|word| Slot::decode(word.load())).inspect(|slot| self.data.prefetch(slot.offset));
-            left &= left - 1;
-        }
+        let first = (candidates | 1 << (BUCKET_SLOTS - 1)).trailing_zeros() as usize;
+        let entry = Slot::decode(bucket.slots[first].load()).map_or(0, |slot| slot.offset);
+        // No branch here either: it would be guessed wrong for each key that isn't in its home.
+        self.view.prefetch(select_unpredictable(candidates != 0, entry, home.buckets.offset(index + 1)));
         candidates != 0
     }
 
