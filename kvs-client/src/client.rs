@@ -19,6 +19,8 @@ const RETRY_FOR_DEFAULT: Duration = Duration::from_secs(10);
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Longest pause between two attempts to connect.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// How long a client that reads without the server waits for another connection, now and then.
+const RECONNECT_PATIENCE: Duration = Duration::from_millis(20);
 /// Most bytes of the name a client gives itself that the server keeps.
 const NAME_BYTES_MAX: usize = 32;
 /// Keys asked for in one page by [`Client::list`].
@@ -177,13 +179,38 @@ impl Client {
 
     /// The way to read without the server, if there is one.
     pub(crate) fn local(&mut self) -> Option<&mut LocalReads> {
-        let local = self.local.as_ref()?;
-        // While there is no connection, the segment is that of the server before.
-        if let Some(number) = self.connection().filter(|number| local.is_new(*number)) {
+        let local = self.local.as_mut()?;
+        if local.is_due() {
+            self.look_at_connection();
+        }
+        // While there is no connection, the server met last may come back.
+        if let Some(number) =
+            self.connection().filter(|_| self.local.as_ref().is_some_and(|local| !local.has_met()))
+        {
             let told = self.stats().unwrap_or_default();
             self.local.as_mut()?.meet(number, &told);
         }
         self.local.as_mut()
+    }
+
+    /// Makes another connection if the one before is lost and somebody is there.
+    fn look_at_connection(&mut self) {
+        if self.connection.as_ref().is_some_and(|connection| !connection.is_lost()) {
+            return;
+        }
+        self.connection = None;
+        let deadline = Instant::now() + RECONNECT_PATIENCE;
+        if let Ok(connection) = Connection::open(&self.address, &self.options.name, Some(deadline)) {
+            self.take_connection(connection);
+        }
+    }
+
+    fn take_connection(&mut self, connection: Connection) {
+        self.value_bytes_max = connection.value_bytes_max;
+        self.connection = Some(connection);
+        if let Some(local) = &mut self.local {
+            local.forget();
+        }
     }
 
     /// Stores a value.
@@ -400,8 +427,7 @@ impl Client {
         loop {
             let source = match Connection::open(&self.address, &self.options.name, Some(deadline)) {
                 Ok(connection) => {
-                    self.value_bytes_max = connection.value_bytes_max;
-                    self.connection = Some(connection);
+                    self.take_connection(connection);
                     return Ok(());
                 }
                 Err(OpenError::Never(error)) => return Err(error),

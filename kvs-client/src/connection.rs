@@ -127,6 +127,13 @@ impl Horizon<'_> {
 }
 
 impl Connection {
+    /// Whether the server has closed it.
+    pub fn is_lost(&self) -> bool {
+        let mut look = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        poll(&mut look, Some(&Timespec::default())).is_ok_and(|_| look[0].revents().intersects(closed))
+    }
+
     /// Connects and says hello, by `deadline` if there is one.
     pub fn open(address: &Address, name: &str, deadline: Option<Instant>) -> Result<Self, OpenError> {
         let socket = address.connect(deadline)?;

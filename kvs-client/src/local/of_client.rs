@@ -7,30 +7,50 @@
 //! - What was answered is seen: a change is in the segment before its answer is given.
 //! - What can't be read here is asked of the server: nothing fails because of this.
 
-use crate::{Error, LocalReader, Statistic};
-
-use super::segment::Replaced;
 use std::time::Duration;
 
+use super::segment::{LOOK_EVERY_NS, Replaced, coarse_ns};
+use crate::{Error, LocalReader, Statistic};
+
 /// Where a client's reads come from.
-#[derive(Default)]
 pub struct LocalReads {
-    /// Number of the connection whose server was asked last.
-    asked_over: Option<u64>,
-    /// The server's segment; None when it is not on this machine, or no longer the one.
+    /// Whether the server of the connection that there is was asked where its segment is.
+    has_met: bool,
+    /// The segment of the server that was met last; None when it is not on this machine, or no longer the one.
     reader: Option<LocalReader>,
+    /// When the connection was looked at last.
+    looked_ns: i64,
+}
+
+impl Default for LocalReads {
+    fn default() -> Self {
+        Self { has_met: false, reader: None, looked_ns: coarse_ns() }
+    }
 }
 
 impl LocalReads {
-    /// Whether the server of connection `number` is still to be asked where its segment is.
-    pub fn is_new(&self, number: u64) -> bool {
-        self.asked_over != Some(number)
+    /// Whether it is time to see whether the connection is still there: a client that only reads would else never find out, and
+    /// its server may be another one by now.
+    pub fn is_due(&mut self) -> bool {
+        let now = coarse_ns();
+        let is_due = now.wrapping_sub(self.looked_ns) >= LOOK_EVERY_NS;
+        self.looked_ns = if is_due { now } else { self.looked_ns };
+        is_due
+    }
+
+    /// Whether the server of the connection was asked where its segment is.
+    pub fn has_met(&self) -> bool {
+        self.has_met
+    }
+
+    /// There is another connection, maybe to another server. Until it is asked, nothing is known of it.
+    pub fn forget(&mut self) {
+        (self.has_met, self.reader) = (false, None);
     }
 
     /// Takes what the server of connection `number` tells of itself; nothing when it couldn't be asked.
     pub fn meet(&mut self, number: u64, statistics: &[(String, Statistic)]) {
-        self.asked_over = Some(number);
-        self.reader = find(number, statistics);
+        (self.has_met, self.reader) = (true, find(number, statistics));
     }
 
     /// Reads a value, if that can be done here.

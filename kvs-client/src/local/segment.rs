@@ -13,7 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::Error;
 
 /// The segment's name is looked at so often, in nanoseconds.
-const LOOK_EVERY_NS: i64 = 100_000_000;
+pub const LOOK_EVERY_NS: i64 = 100_000_000;
 
 /// A segment that is mapped.
 pub struct Mapped {
@@ -140,7 +140,7 @@ fn refused(path: &Path, error: &SegmentError) -> Error {
 
 /// Nanoseconds of a clock that moves every few milliseconds and is read without a system call.
 #[inline(always)]
-fn coarse_ns() -> i64 {
+pub fn coarse_ns() -> i64 {
     let now = clock_gettime(ClockId::MonotonicCoarse);
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
