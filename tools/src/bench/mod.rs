@@ -14,7 +14,6 @@
 //! | [`results`] | medians, spread, ratios |
 //! | [`claim`] | promises, and whether they were kept |
 //! | [`run`], [`show`] | what was found, as text, JSON, CSV, picture, folder |
-#![allow(dead_code)]
 
 mod claim;
 mod in_process;

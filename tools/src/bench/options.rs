@@ -8,7 +8,7 @@ use clap::Args;
 use kvs_core::instance::{ByteSize, parse_duration};
 use kvs_core::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX_DEFAULT};
 
-use super::scenario::Case;
+use super::scenario::{Case, Kind};
 use super::workload::{Distribution, KEY_BYTES_MIN, KEYS_MAX};
 
 /// Exponent of a zipfian distribution that isn't told another.
@@ -146,6 +146,9 @@ impl BenchOptions {
         set(&mut load.connections, self.connections.map(|count| count as usize));
         set(&mut load.pipeline, self.pipeline.map(|count| count as usize));
         load.threads = self.threads.map(|count| count as usize).or(load.threads);
+        if let (Kind::InProcess(reads), Some(threads)) = (&mut case.kind, self.threads) {
+            reads.threads = threads as usize;
+        }
         load.rate = self.rate.map(f64::from).or(load.rate);
         if !self.targets.is_empty() {
             case.targets.retain(|name| self.targets.iter().any(|wanted| wanted == name));

@@ -47,13 +47,37 @@ impl Case {
             workload.read_share * 100.0,
             workload.distribution
         );
-        if self.kind == Kind::Network { format!("{}; {what}", self.describe_load()) } else { what }
+        match self.kind {
+            Kind::Network => format!("{}; {what}", self.describe_load()),
+            Kind::InProcess(_) | Kind::Setup => format!("{}; {what}", self.describe_threads()),
+            Kind::Memory => what,
+        }
+    }
+
+    /// Threads that ask, read or connect.
+    pub fn thread_count(&self) -> usize {
+        match self.kind {
+            Kind::InProcess(reads) => reads.threads,
+            _ => self.load.thread_count(),
+        }
+    }
+
+    fn describe_threads(&self) -> String {
+        let threads = figures::counted(self.thread_count() as u64, "thread", "threads");
+        match self.kind {
+            Kind::InProcess(reads) => {
+                let keys = figures::counted(reads.batch as u64, "key", "keys");
+                let writer = if reads.with_writer { ", a writer beside" } else { "" };
+                format!("{threads}, {keys} at once{writer}")
+            }
+            _ => threads,
+        }
     }
 
     fn describe_load(&self) -> String {
         let load = &self.load;
         let connections = figures::counted(load.connections as u64, "connection", "connections");
-        let threads = figures::counted(load.thread_count() as u64, "thread", "threads");
+        let threads = self.describe_threads();
         let pace = match load.rate {
             Some(rate) => format!(", {} requests/s", figures::grouped(rate as u64)),
             None => String::new(),

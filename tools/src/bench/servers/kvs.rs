@@ -26,7 +26,7 @@ pub struct KvsServer {
     /// Its worker threads.
     pub workers: usize,
     /// Keeps it running.
-    process: Remains,
+    _process: Remains,
 }
 
 /// What is removed when this is dropped, once the server has ended.
@@ -61,12 +61,7 @@ impl KvsServer {
         let line = server.await_ready(directory, &demand.interrupted, || ready_line(&log))?;
         let tcp = field(&line, "tcp").and_then(|tcp| tcp.parse().ok()).with_context(|| odd(&line))?;
         let workers = field(&line, "data").and_then(count_workers).with_context(|| odd(&line))?;
-        Ok(Self { tcp, unix: directory.join("sock"), name, workers, process })
-    }
-
-    /// The process of its front server.
-    pub fn pid(&self) -> Option<u32> {
-        self.process.server.as_ref().map(Server::pid)
+        Ok(Self { tcp, unix: directory.join("sock"), name, workers, _process: process })
     }
 }
 

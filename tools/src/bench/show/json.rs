@@ -7,7 +7,7 @@ use super::table::PERCENTILES;
 use crate::bench::claim::Verdict;
 use crate::bench::results::Series;
 use crate::bench::run::{Measured, Run};
-use crate::bench::scenario::Persistence;
+use crate::bench::scenario::{Kind, Persistence};
 
 /// The document.
 pub fn document(run: &Run, facts: &Facts) -> Value {
@@ -38,6 +38,7 @@ fn case(measured: &Measured) -> Value {
         Persistence::EverySecond => "everysec",
         Persistence::Always => "always",
     };
+    let keys_at_once = if let Kind::InProcess(reads) = case.kind { Some(reads.batch) } else { None };
     json!({
         "name": case.name,
         "about": case.describe(),
@@ -49,7 +50,8 @@ fn case(measured: &Measured) -> Value {
         "seed": workload.seed,
         "connections": load.connections,
         "pipeline": load.pipeline,
-        "threads": load.thread_count(),
+        "threads": case.thread_count(),
+        "keys_at_once": keys_at_once,
         "rate": load.rate,
         "persistence": persistence,
         "targets": measured.series.iter().map(|series| target(series, measured)).collect::<Vec<_>>(),

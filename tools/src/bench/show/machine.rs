@@ -56,6 +56,7 @@ fn versions() -> Vec<(&'static str, String)> {
         ("kvs-tools", env!("CARGO_PKG_VERSION").to_owned()),
         ("commit", env!("KVS_BUILD_COMMIT").to_owned()),
         ("rustc", env!("KVS_BUILD_RUSTC").to_owned()),
+        ("lmdb", heed::lmdb_version().string.to_owned()),
     ];
     for program in ["kvs-front", "kvs-data", "redis-server", "memcached"] {
         facts.push((program, find_program(program).map_or_else(|| "not here".into(), |path| version(&path))));

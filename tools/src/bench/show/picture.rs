@@ -21,9 +21,14 @@ const NINES: f64 = 5.0;
 /// Colours in the middle between black and white, so that they can be read on both.
 const INK: &str = "#7a7f87";
 /// Those of the targets, by the beginning of their names, and for others.
-const COLOURS: [(&str, &str); 4] =
-    [("kvs", "#2a8fbd"), ("redis", "#c2703d"), ("memcached", "#4f9a55"), ("null", "#7a7f87")];
-const MORE_COLOURS: [&str; 6] = ["#2a8fbd", "#c2703d", "#4f9a55", "#8f6bb3", "#b0894a", "#d33f49"];
+const COLOURS: [(&str, &str); 5] = [
+    ("kvs", "#2a8fbd"),
+    ("redis", "#c2703d"),
+    ("memcached", "#4f9a55"),
+    ("lmdb", "#4f9a55"),
+    ("null", "#7a7f87"),
+];
+const MORE_COLOURS: [&str; 5] = ["#2a8fbd", "#8f6bb3", "#b0894a", "#d33f49", "#5c7fd6"];
 
 /// A panel's scale of latency, in powers of ten of a nanosecond.
 #[derive(Clone, Copy)]
