@@ -97,3 +97,48 @@ fn find(number: u64, statistics: &[(String, Statistic)]) -> Option<LocalReader> 
     (reader.replaced, reader.patience) = (Replaced::Refuse, Duration::ZERO);
     Some(reader)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use kvs_core::connection::slot;
+    use kvs_core::control::{Adopted, Transport};
+    use kvs_core::limits::CAPACITY_BYTES_MIN;
+    use kvs_core::segment::{Segment, identity};
+
+    use super::*;
+
+    struct Removed(PathBuf);
+
+    impl Drop for Removed {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    fn told(name: &str, identity: &str) -> Vec<(String, Statistic)> {
+        let text = |name: &str, text: &str| (name.to_owned(), Statistic::Text(text.to_owned()));
+        vec![text("name", name), text("version", "0"), text("segment_identity", identity)]
+    }
+
+    #[test]
+    fn local_reads_are_of_the_server_that_has_this_connection_in_this_segment() {
+        let name = format!("client-unit-{}", std::process::id());
+        let path = Removed(format!("/dev/shm/kvs-{name}").into());
+        let segment = Segment::open_or_create(&path.0, CAPACITY_BYTES_MIN).expect("room").segment;
+        let identity = identity(segment.header().expect("sound"));
+        let adopted = Adopted { connection: 7, transport: Transport::Tcp };
+        let slot = slot::open(&segment, 0, adopted).expect("room");
+        let greet = |pid| slot::store_client(segment.memory(), slot, Transport::Tcp, "unit", pid);
+        greet(std::process::id());
+        assert!(find(7, &told(&name, &identity)).is_some());
+        assert!(find(8, &told(&name, &identity)).is_none(), "another connection");
+        assert!(find(7, &told(&name, &identity.replace(&identity[..8], "00000000"))).is_none());
+        assert!(find(7, &told("no-such-instance", &identity)).is_none());
+        assert!(find(7, &told(&name, &identity)[..2]).is_none(), "an earlier server");
+        assert!(find(7, &[]).is_none());
+        greet(std::process::id() + 1);
+        assert!(find(7, &told(&name, &identity)).is_none(), "another client");
+    }
+}
