@@ -452,8 +452,9 @@ impl Store {
     /// The process of this store that runs `program`, if one does and is not just dying.
     pub fn find(&self, program: &str) -> Option<Pid> {
         let runs = |pid: &Pid| {
-            processes::program_of(*pid).is_some_and(|found| found == program)
-                && !is_ending(pid.as_raw_nonzero().get().unsigned_abs())
+            // In this order: one that is gone is no program.
+            !is_ending(pid.as_raw_nonzero().get().unsigned_abs())
+                && processes::program_of(*pid).is_some_and(|found| found == program)
         };
         processes::of_store(self.place.name()).into_iter().find(runs)
     }

@@ -123,10 +123,10 @@ impl LocalReader {
             }
             let mut beyond = 0u64;
             for (at, hash) in hashes[..group.len()].iter().enumerate() {
-                beyond |= u64::from(!mapped.table().prefetch_entry(*hash)) << at;
+                beyond |= u64::from(!mapped.table().prefetch_entry(*hash, false)) << at;
             }
             while beyond != 0 {
-                mapped.table().prefetch_entry_beyond(hashes[beyond.trailing_zeros() as usize]);
+                mapped.table().prefetch_entry_beyond(hashes[beyond.trailing_zeros() as usize], false);
                 beyond &= beyond - 1;
             }
             for (key, hash) in group.iter().zip(&hashes) {

@@ -96,7 +96,7 @@ impl Loading {
 
     fn apply_all(&self, slot: &WorkerSlot, ahead: &mut Vec<(KeyHash, Sound<'_>)>) -> Result<(), TableError> {
         self.records.fetch_add(ahead.len() as u64, Ordering::Relaxed);
-        ahead.iter().for_each(|(hash, _)| self.table.prefetch_entry(*hash));
+        ahead.iter().for_each(|(hash, _)| _ = self.table.prefetch_entry(*hash, true));
         ahead.drain(..).try_for_each(|(hash, record)| self.apply_one(slot, hash, &record))
     }
 

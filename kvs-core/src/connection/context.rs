@@ -1,6 +1,7 @@
 //! What all connections of a worker share: the table, the worker's slot, buffers that are used again and again.
 
 use std::io::IoSlice;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use super::Fatal;
@@ -16,7 +17,7 @@ use crate::session::Sessions;
 use crate::sys::counted_send::{CountedSend, UNKNOWN};
 use crate::sys::memory::Word;
 use crate::table::{KeyHash, Table};
-use crate::wire::{self, FRAME_HEADER_BYTES, RequestBody};
+use crate::wire::{self, FRAME_HEADER_BYTES, Request, RequestBody};
 
 /// Requests of a pipeline whose buckets and entries are brought near before the first is executed.
 const LOOK_AHEAD_MAX: usize = 16;
@@ -73,7 +74,36 @@ pub struct Context<'s> {
     pub(super) homes_left: usize,
     rings_held: u64,
     rings_max: u64,
-    ahead: Vec<(u64, KeyHash)>,
+    /// What was looked at ahead, and the first of it that isn't executed.
+    ahead: Vec<Seen>,
+    next: usize,
+}
+
+/// A request that was looked at ahead.
+struct Seen {
+    /// Where it begins in the stream.
+    position: u64,
+    /// The hash of its key.
+    hash: KeyHash,
+    /// It changes what is there.
+    is_change: bool,
+    /// What its home names for it is asked for.
+    is_near: bool,
+    /// What else is to be known of it, if it is a read.
+    read: Option<Read>,
+}
+
+/// A read that was decoded ahead.
+#[derive(Clone)]
+pub(super) struct Read {
+    /// The client's number of it.
+    pub number: u32,
+    /// The hash of its key.
+    pub hash: KeyHash,
+    /// Where in its frame the key is.
+    pub key: Range<usize>,
+    /// Bytes of its frame.
+    pub total: usize,
 }
 
 impl<'s> Context<'s> {
@@ -100,6 +130,7 @@ impl<'s> Context<'s> {
             rings_held: 0,
             rings_max,
             ahead: Vec::with_capacity(LOOK_AHEAD_MAX),
+            next: 0,
         }
     }
 
@@ -268,46 +299,75 @@ impl<'s> Context<'s> {
     /// Brings near what the frames in `bytes`, which begin at stream position `at`, will need: first all buckets, then
     /// all entries, so that their cache misses overlap. Does nothing while an earlier look is not used up.
     pub(super) fn look_ahead(&mut self, at: u64, bytes: &[u8]) {
-        if self.ahead.iter().any(|(position, _)| *position == at) {
+        if self.seen(at).is_some() {
             return;
         }
         self.ahead.clear();
+        self.next = 0;
         let (mut position, mut rest) = (at, bytes);
         while self.ahead.len() < LOOK_AHEAD_MAX {
             let Ok(Some(extent)) = wire::peek(rest, rest.len()) else { break };
             let Some(payload) = rest.get(FRAME_HEADER_BYTES..extent.total) else { break };
-            if let Some(key) = wire::decode_request(payload).ok().and_then(|request| key_of(request.body)) {
-                let hash = self.table.hash_of(key);
-                self.table.prefetch_bucket(hash);
-                self.ahead.push((position, hash));
+            if let Some(seen) = self.look_at(position, payload, extent.total) {
+                self.table.prefetch_bucket(seen.hash);
+                self.ahead.push(seen);
             }
             position += extent.total as u64;
             rest = &rest[extent.total..];
         }
         if self.ahead.len() > 1 {
-            self.ahead.iter().for_each(|(_, hash)| self.table.prefetch_entry(*hash));
+            self.ahead.iter_mut().for_each(|seen| {
+                seen.is_near = self.table.prefetch_entry(seen.hash, seen.is_change);
+            });
+            let beyond = self.ahead.iter().filter(|seen| !seen.is_near);
+            beyond.for_each(|seen| self.table.prefetch_entry_beyond(seen.hash, seen.is_change));
         }
     }
 
+    /// What concerns a key, of the request at stream position `position`.
+    fn look_at(&self, position: u64, payload: &[u8], total: usize) -> Option<Seen> {
+        let Request { number, body } = wire::decode_request(payload).ok()?;
+        let (key, is_read) = match body {
+            RequestBody::Get { key } => (key, true),
+            RequestBody::Set { key, .. }
+            | RequestBody::Delete { key }
+            | RequestBody::Increment { key, .. } => (key, false),
+            _ => return None,
+        };
+        let hash = self.table.hash_of(key);
+        let read = (is_read && (1..=KEY_BYTES_MAX).contains(&key.len())).then(|| {
+            let start = FRAME_HEADER_BYTES + (key.as_ptr().addr() - payload.as_ptr().addr());
+            Read { number, hash, key: start..start + key.len(), total }
+        });
+        Some(Seen { position, hash, is_change: !is_read, is_near: false, read })
+    }
+
+    /// The request at stream position `at`, if it was looked at ahead.
+    fn seen(&mut self, at: u64) -> Option<&Seen> {
+        while self.ahead.get(self.next)?.position < at {
+            self.next += 1;
+        }
+        self.ahead.get(self.next).filter(|seen| seen.position == at)
+    }
+
+    /// The read at stream position `at`, if it was decoded ahead.
+    #[inline]
+    pub(super) fn read_ahead(&mut self, at: u64) -> Option<Read> {
+        self.seen(at)?.read.clone()
+    }
+
     /// The hash of the key of the request at stream position `at`.
-    pub(super) fn hash_of(&self, at: u64, key: &[u8]) -> KeyHash {
-        let known = self.ahead.iter().find(|(position, _)| *position == at);
-        known.map_or_else(|| self.table.hash_of(key), |(_, hash)| *hash)
+    pub(super) fn hash_of(&mut self, at: u64, key: &[u8]) -> KeyHash {
+        match self.seen(at) {
+            Some(seen) => seen.hash,
+            None => self.table.hash_of(key),
+        }
     }
 
     /// The turn of a connection begins. What was looked ahead was another's.
     pub(super) fn begin_turn(&mut self) {
         self.ahead.clear();
+        self.next = 0;
         self.homes_left = TURN_HOMES_MAX;
-    }
-}
-
-fn key_of(body: RequestBody<'_>) -> Option<&[u8]> {
-    match body {
-        RequestBody::Get { key }
-        | RequestBody::Set { key, .. }
-        | RequestBody::Delete { key }
-        | RequestBody::Increment { key, .. } => Some(key),
-        _ => None,
     }
 }

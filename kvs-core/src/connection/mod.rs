@@ -403,6 +403,13 @@ impl<'s> Connection<'s> {
     /// Looks at what the input begins with, and executes it if it is whole.
     fn next_frame(&mut self, context: &mut Context<'s>, ring: &Ring) -> Result<Step, Fatal> {
         let (first, second) = ring.parts(self.segment.memory(), self.executed, self.received)?;
+        // Behind the greeting, which is a request of its own.
+        if self.phase == Phase::Open
+            && let Some(read) = context.read_ahead(self.executed)
+            && let Some(key) = first.get(read.key)
+        {
+            return self.get(context, self.executed + read.total as u64, read.number, (read.hash, key));
+        }
         let mut head = [0; FRAME_HEADER_BYTES];
         let known = copy_parts(first, second, &mut head);
         if self.phase == Phase::Greeting && wire::looks_like_http(&head[..known]) {

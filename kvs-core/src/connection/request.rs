@@ -223,7 +223,7 @@ impl<'s> Connection<'s> {
         Ok(Step::Done)
     }
 
-    fn get(
+    pub(super) fn get(
         &mut self,
         context: &mut Context<'s>,
         end: u64,

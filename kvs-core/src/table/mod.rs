@@ -168,10 +168,15 @@ impl Table {
         self.view().prefetch_bucket(hash);
     }
 
-    /// Asks for the entry of `hash` to be brought near; its home bucket is near already.
+    /// Asks for the entry of `hash` to be brought near; its home bucket is near already. See [`TableView::prefetch_entry`].
     #[inline]
-    pub fn prefetch_entry(&self, hash: KeyHash) {
-        self.view().prefetch_entry(hash);
+    pub fn prefetch_entry(&self, hash: KeyHash, is_change: bool) -> bool {
+        self.view().prefetch_entry(hash, is_change)
+    }
+
+    /// Asks for the entry of `hash` to be brought near, which its home doesn't name.
+    pub fn prefetch_entry_beyond(&self, hash: KeyHash, is_change: bool) {
+        self.view().prefetch_entry_beyond(hash, is_change);
     }
 
     /// Looks `key` up and lets `copy` take what it needs of the value. `copy` may run several times; its last result

@@ -18,6 +18,7 @@ use super::bucket::{Bucket, BucketHeader, Buckets, Slot};
 use super::entry::Entry;
 use super::geometry::Geometry;
 use super::hash::{HashSeed, KeyHash};
+use crate::arena::slab::slab_of;
 use crate::segment::layout::{BUCKET_SLOTS, Regions, Shard};
 use crate::sys::memory::{Damaged, View, Window};
 
@@ -200,28 +201,34 @@ impl<'v> TableView<'v> {
     /// Asks for the entry to be brought near that the home bucket of `hash`, near already, names for it. When it names none, asks
     /// for the next bucket instead and returns false: [`TableView::prefetch_entry_beyond`] goes on when that is near.
     #[inline(always)]
-    pub fn prefetch_entry(&self, hash: KeyHash) -> bool {
+    pub fn prefetch_entry(&self, hash: KeyHash, is_change: bool) -> bool {
         let index = hash.shard(self.regions.shard_count);
-        Snapshot::take(self, index, hash.0).is_ok_and(|home| self.prefetch_named(&home, home.home, hash))
+        let home = Snapshot::take(self, index, hash.0);
+        home.is_ok_and(|home| self.prefetch_named(&home, home.home, (hash, is_change)))
     }
 
     /// Asks for the entry to be brought near that a bucket behind the home of `hash` names for it.
-    pub fn prefetch_entry_beyond(&self, hash: KeyHash) {
+    pub fn prefetch_entry_beyond(&self, hash: KeyHash, is_change: bool) {
         let index = hash.shard(self.regions.shard_count);
         let Ok(home) = Snapshot::take(self, index, hash.0) else { return };
         let mut beyond = home.home + 1..=home.home + home.header.reach.min(PREFETCH_BUCKETS);
-        let _ = beyond.any(|bucket| self.prefetch_named(&home, bucket, hash));
+        let _ = beyond.any(|bucket| self.prefetch_named(&home, bucket, (hash, is_change)));
     }
 
     /// Asks for the first entry that bucket `index` names for `hash`, or for the bucket behind when it names none; whether it does.
     #[inline(always)]
-    fn prefetch_named(&self, home: &Snapshot<'v>, index: u64, hash: KeyHash) -> bool {
+    fn prefetch_named(&self, home: &Snapshot<'v>, index: u64, (hash, is_change): (KeyHash, bool)) -> bool {
         let Ok(bucket) = home.buckets.get(index) else { return true };
         let candidates = bucket.slots_with_tag(hash.tag());
         let first = (candidates | 1 << (BUCKET_SLOTS - 1)).trailing_zeros() as usize;
         let entry = Slot::decode(bucket.slots[first].load()).map_or(0, |slot| slot.offset);
         // No branch here either: it would be guessed wrong for each key that isn't in its home.
-        self.view.prefetch(select_unpredictable(candidates != 0, entry, home.buckets.offset(index + 1)));
+        let wanted = select_unpredictable(candidates != 0, entry, home.buckets.offset(index + 1));
+        Entry::prefetch(self.view, wanted);
+        if is_change {
+            // The head of the slab that a replaced block goes back to.
+            self.view.prefetch(slab_of(wanted));
+        }
         candidates != 0
     }
 
