@@ -19,7 +19,7 @@ use kvs_core::segment::layout::WorkerSlot;
 use kvs_core::sys::stream_position;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
 
 use crate::backup::is_half_full;
 use crate::bench::{Bench, Places, Seated};
@@ -42,6 +42,12 @@ const RING_BYTES: u64 = 32 << 10;
 const COOLED_MAX: usize = 64;
 /// Clients taken up in one round that are new, or that nobody has heard of since the data server before died.
 const RESUMED_MAX: usize = 64;
+/// How long a worker looks for events before it sleeps.
+const SPIN: Duration = Duration::from_micros(50);
+/// A yield that takes longer has let a thread run that had much to do: more than to ask once more.
+const YIELD_MAX: Duration = Duration::from_micros(150);
+/// How long the core counts as wanted by others after that.
+const CROWDED: Duration = Duration::from_millis(20);
 /// Pause between two looks whether a replaced value is still being sent.
 const GARBAGE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -203,6 +209,10 @@ struct Worker<'s> {
     /// The place that is looked at next for buffers nobody uses.
     hand: usize,
     stop_at: Option<Instant>,
+    /// It looks for events before it sleeps.
+    spins: bool,
+    /// Another thread wants the core.
+    crowded_until: Instant,
 }
 
 impl<'s> Worker<'s> {
@@ -248,6 +258,8 @@ impl<'s> Worker<'s> {
             lingering: VecDeque::new(),
             hand: 0,
             stop_at: None,
+            spins: false,
+            crowded_until: Instant::now(),
         }
     }
 
@@ -260,14 +272,7 @@ impl<'s> Worker<'s> {
             if self.is_finished() {
                 return self.end();
             }
-            let timeout = self.timeout();
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => {
-                    log::error!("epoll: {error}");
-                    std::process::abort();
-                }
-            }
+            self.wait(&mut events);
             self.set_turn(self.slot.turn.load().wrapping_add(1));
             let mut woken = false;
             for event in events.drain(..) {
@@ -293,6 +298,41 @@ impl<'s> Worker<'s> {
         }
     }
 
+    /// Waits for events. It looks for some time before it sleeps, if the last ones came so soon: to be woken takes longer. Not while
+    /// another thread wants the core: that may be the very client.
+    fn wait(&mut self, events: &mut Vec<epoll::Event>) {
+        let timeout = self.timeout();
+        let start = Instant::now();
+        let mut now = start;
+        while self.spins && now - start < SPIN {
+            if self.look(events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+                return;
+            }
+            let before = Instant::now();
+            std::thread::yield_now();
+            now = Instant::now();
+            if now - before > YIELD_MAX {
+                self.crowded_until = now + CROWDED;
+                break;
+            }
+        }
+        self.look(events, timeout.as_ref());
+        let end = Instant::now();
+        self.spins = end - start < 2 * SPIN && end > self.crowded_until;
+    }
+
+    /// Takes events from the kernel, within `timeout`; whether there were any.
+    fn look(&self, events: &mut Vec<epoll::Event>, timeout: Option<&Timespec>) -> bool {
+        match epoll::wait(&self.epoll, spare_capacity(events), timeout) {
+            Ok(count) => count > 0,
+            Err(rustix::io::Errno::INTR) => false,
+            Err(error) => {
+                log::error!("epoll: {error}");
+                std::process::abort();
+            }
+        }
+    }
+
     /// Odd while it serves, for whoever watches that it gets on.
     fn set_turn(&self, turn: u64) {
         self.shared.segment.memory().store(&self.slot.turn, turn);
@@ -313,7 +353,7 @@ impl<'s> Worker<'s> {
         Ok(())
     }
 
-    fn timeout(&self) -> Option<rustix::event::Timespec> {
+    fn timeout(&self) -> Option<Timespec> {
         let lingering = self.lingering.front().map(|&(until, _)| until).into_iter();
         let garbage = (self.slot.garbage.load() != 0).then_some(GARBAGE_PAUSE);
         let unseen = (self.unseen_from.is_some() || !self.arriving.is_empty()).then_some(Duration::ZERO);
@@ -323,7 +363,7 @@ impl<'s> Worker<'s> {
         let keepers = self.front.due().into_iter().chain(self.standby.as_ref().and_then(Keeper::due));
         let next = lingering.chain(self.stop_at).chain(retries).chain(keepers).min()?;
         let pause = next.saturating_duration_since(Instant::now());
-        Some(rustix::event::Timespec {
+        Some(Timespec {
             tv_sec: pause.as_secs().try_into().unwrap_or(0),
             // A nanosecond too long is no harm, one too short is a busy round.
             tv_nsec: (pause.subsec_nanos() + 1).into(),
