@@ -134,8 +134,8 @@ fn read_locally(view: &SegmentView) {
         let key = key_of(number * 7);
         let hash = table.hash_of(&key);
         table.prefetch_bucket(hash);
-        if !table.prefetch_entry(hash) {
-            table.prefetch_entry_beyond(hash);
+        if !table.prefetch_entry(hash, true) {
+            table.prefetch_entry_beyond(hash, true);
         }
         let _ = table.read(hash, &key, |value| {
             let mut bytes = vec![0; value.length().min(1 << 20) as usize];
