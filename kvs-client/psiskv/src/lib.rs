@@ -53,6 +53,20 @@ fn with_client(
     })
 }
 
+/// Copies what there is room for of a stored value to where C wants it; gives the length of the whole.
+///
+/// # Safety
+/// min(length of `stored`, `value_length`) bytes can be written to `value`, none of which is among those of `stored`; it may be null
+/// when `value_length` is 0.
+unsafe fn hand_out(stored: &[u8], value: *mut c_char, value_length: u32) -> c_int {
+    let count = stored.len().min(value_length as usize);
+    if count > 0 {
+        // SAFETY: `value_length` isn't 0, so by contract `value` isn't null, so many bytes can be written there, and nothing overlaps.
+        unsafe { std::ptr::copy_nonoverlapping(stored.as_ptr(), value.cast::<u8>(), count) };
+    }
+    c_int::try_from(stored.len()).unwrap_or(ERROR)
+}
+
 /// Connects; see the header.
 ///
 /// # Safety
@@ -127,13 +141,9 @@ pub unsafe extern "C" fn kv_read(
     }
     with_client(kv_descriptor, key, |client, key| {
         let Some(stored) = client.get(key)? else { return Ok(NO) };
-        let count = stored.len().min(value_length as usize);
-        if count > 0 {
-            // SAFETY: not null, as `value_length` isn't 0; by contract the smaller of the two lengths can be written,
-            // and the value just received overlaps nothing of the caller's.
-            unsafe { std::ptr::copy_nonoverlapping(stored.as_ptr(), value.cast::<u8>(), count) };
-        }
-        Ok(c_int::try_from(stored.len()).unwrap_or(ERROR))
+        // SAFETY: not null with a length, as was just seen; else the caller's own contract, and the value just received overlaps
+        // nothing of the caller's.
+        Ok(unsafe { hand_out(&stored, value, value_length) })
     })
 }
 

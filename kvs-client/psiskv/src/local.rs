@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvs_client::LocalReader;
 
-use super::{ERROR, NO, call};
+use super::{ERROR, NO, call, hand_out};
 
 /// Most descriptors at a time.
 const READERS_MAX: usize = 1024;
@@ -86,13 +86,9 @@ pub unsafe extern "C" fn kv_local_read(
         if !reader.get_into(decimal(key, &mut digits), stored).ok()? {
             return Some(NO);
         }
-        let count = stored.len().min(value_length as usize);
-        if count > 0 {
-            // SAFETY: not null, as `value_length` isn't 0; by contract the smaller of the two lengths can be written, and the
-            // reader's room overlaps nothing of the caller's.
-            unsafe { std::ptr::copy_nonoverlapping(stored.as_ptr(), value.cast::<u8>(), count) };
-        }
-        c_int::try_from(stored.len()).ok()
+        // SAFETY: not null with a length, as was just seen; else the caller's own contract, and the reader's room overlaps nothing
+        // of the caller's.
+        Some(unsafe { hand_out(stored, value, value_length) })
     })
 }
 
