@@ -238,7 +238,7 @@ fn port_scan_is_not_noticed_by_others() {
 #[test]
 fn ten_thousand_connects_and_disconnects_leave_nothing_behind() {
     let mut scene = Scene::new();
-    eventually("the standby stands", SOON, || scene.store.place().statistics()["standby_pid"].is_u64());
+    scene.store.await_standby();
     let (front, data) = (scene.store.front_pid(), scene.store.ready().data);
     let before = (open_descriptors(front).expect("front"), open_descriptors(data).expect("data"));
     thread::scope(|scope| {

@@ -68,7 +68,7 @@ fn front_killed_under_load_clients_notice_nothing_and_new_ones_are_served() {
     let store = Store::start();
     let mut journals = journals(&mut Random::new(seed()));
     under_load(&store, &mut journals, |written| {
-        eventually("the standby stands", SOON, || store.place().statistics()["standby_pid"].is_u64());
+        store.await_standby();
         let descriptors = open_descriptors(store.data_pid()).expect("it runs");
         for kill in 1..=KILLS {
             let dead = store.kill_front();

@@ -228,7 +228,7 @@ fn tools_stats_count_what_connections_hold_and_give_back() {
         let held = names.map(|name| stats[name].as_u64().unwrap_or(0));
         (held, stats["connection_buffers"].as_u64().expect("counted"))
     };
-    eventually("a standby stands by", SOON, || held().0[2] > 0);
+    store.await_standby();
     let idle = held();
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| store.connect()).collect();
     for client in &mut clients {

@@ -13,7 +13,7 @@ use crate::binaries;
 use crate::connection::{Answer, Connection, get};
 use crate::processes::{of_store, program_of};
 use crate::store::{Launch, Place, Store};
-use crate::wait::{SOON, eventually_some};
+use crate::wait::{SOON, eventually, eventually_some};
 
 /// The servers of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +60,11 @@ impl Store {
             client.ask(&get(b"any")).ok()?;
             Some(client)
         })
+    }
+
+    /// Waits until the standby has everything it needs to take over.
+    pub fn await_standby(&self) {
+        eventually("the standby stands", SOON, || self.place().statistics()["standby_pid"].is_u64());
     }
 }
 
