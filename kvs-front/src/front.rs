@@ -19,6 +19,7 @@ use kvs_front::options::ServerOptions;
 use kvs_front::process;
 
 use crate::clients::{Client, Clients, Number};
+use crate::data_server::DataServer;
 use crate::descriptors::ConnectionLimit;
 use crate::link::Link;
 use crate::notify::DescriptorStore;
@@ -156,32 +157,26 @@ impl Front {
         }
     }
 
-    /// Gets a data server by `launch`, and keeps its process for an end at once, which waits for it.
+    /// Gets the data server that serves by `launch`, and keeps its process for an end at once, which waits for it.
     ///
     /// # Errors
     /// Those of `launch`.
-    pub fn keep_process<T>(
+    pub fn keep_process(
         &self,
-        launch: impl FnOnce() -> anyhow::Result<(T, Arc<OwnedFd>)>,
-    ) -> anyhow::Result<T> {
-        let mut kept = self.processes();
-        let (server, process) = launch()?;
-        kept.data = Some(process);
-        Ok(server)
+        launch: impl FnOnce() -> anyhow::Result<DataServer>,
+    ) -> anyhow::Result<DataServer> {
+        keep(&mut self.processes().data, launch)
     }
 
     /// As [`Front::keep_process`], for a standby.
     ///
     /// # Errors
     /// Those of `launch`.
-    pub fn keep_standby<T>(
+    pub fn keep_standby(
         &self,
-        launch: impl FnOnce() -> anyhow::Result<(T, Arc<OwnedFd>)>,
-    ) -> anyhow::Result<T> {
-        let mut kept = self.processes();
-        let (server, process) = launch()?;
-        kept.standby = Some(process);
-        Ok(server)
+        launch: impl FnOnce() -> anyhow::Result<DataServer>,
+    ) -> anyhow::Result<DataServer> {
+        keep(&mut self.processes().standby, launch)
     }
 
     /// The standby is the data server from now on.
@@ -204,4 +199,14 @@ impl Front {
         }
         std::process::exit(status)
     }
+}
+
+/// Launches a data server while the lock of `place` is held: an end at once comes before, or finds its process there.
+fn keep(
+    place: &mut Option<Arc<OwnedFd>>,
+    launch: impl FnOnce() -> anyhow::Result<DataServer>,
+) -> anyhow::Result<DataServer> {
+    let server = launch()?;
+    *place = Some(server.process());
+    Ok(server)
 }

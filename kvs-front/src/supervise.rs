@@ -177,11 +177,7 @@ impl Supervisor {
         let own = own_identity()?;
         self.heart.enter(segment.as_fd()).context("can't map the segment's header")?.introduce_successor(own);
         self.segment = Some(segment);
-        let server = self.front.keep_process(|| {
-            let server = DataServer::inherit(&self.front, self.generation, server)?;
-            let process = server.process();
-            Ok((server, process))
-        })?;
+        let server = self.front.keep_process(|| DataServer::inherit(&self.front, self.generation, server))?;
         // Before the death of the data server can be noticed: from now on the standby is reckoned with.
         if let Some(standby) = standby {
             self.inherit_standby(standby)?;
@@ -545,22 +541,16 @@ impl Supervisor {
         self.generation += 1;
         let segment = self.segment.as_ref().context("there is no segment yet")?;
         let purpose = Purpose::StandBy(segment, active);
-        let standby = self.front.keep_standby(|| {
-            let standby = DataServer::launch(&self.front, self.generation, &purpose)?;
-            let process = standby.process();
-            Ok((standby, process))
-        })?;
+        let standby =
+            self.front.keep_standby(|| DataServer::launch(&self.front, self.generation, &purpose))?;
         self.heart.watch_standby(standby.pid, standby.process());
         Ok(standby)
     }
 
     fn inherit_standby(&mut self, standby: InheritedServer) -> anyhow::Result<()> {
         self.generation += 1;
-        let standby = self.front.keep_standby(|| {
-            let standby = DataServer::inherit(&self.front, self.generation, standby)?;
-            let process = standby.process();
-            Ok((standby, process))
-        })?;
+        let standby =
+            self.front.keep_standby(|| DataServer::inherit(&self.front, self.generation, standby))?;
         standby.introduce_itself(&FrontMessage::Watching { front: own_identity()?, group: own_group() })?;
         self.heart.watch_standby(standby.pid, standby.process());
         self.standby = Some(standby);
@@ -612,9 +602,7 @@ impl Supervisor {
         let server = self.front.keep_process(|| {
             let first = if self.front.clients.count().all > 0 { Purpose::Inherit } else { Purpose::First };
             let purpose = self.segment.as_ref().map_or(first, Purpose::Succeed);
-            let server = DataServer::launch(&self.front, self.generation, &purpose)?;
-            let process = server.process();
-            Ok((server, process))
+            DataServer::launch(&self.front, self.generation, &purpose)
         })?;
         self.heart.watch_start(server.pid, server.process());
         Ok(server)
