@@ -77,6 +77,15 @@ enum Start {
     Quit,
 }
 
+/// The death of a data server.
+#[derive(Clone, Copy)]
+struct Death {
+    /// Whose.
+    pid: u32,
+    /// When it was noticed.
+    noticed: Instant,
+}
+
 /// An exchange of the data server.
 struct Exchange {
     /// Who asked for it.
@@ -354,7 +363,7 @@ impl Supervisor {
     /// Puts another data server in the place of one that died. An error is the one that was just starting when the store
     /// should end.
     fn replace(&mut self, dead: &DataServer) -> Result<DataServer, Option<DataServer>> {
-        let noticed = Instant::now();
+        let death = Death { pid: dead.pid, noticed: Instant::now() };
         // It died before it was to; whoever asked is told by the end of the channel.
         self.exchange = None;
         self.heart.forget();
@@ -365,28 +374,8 @@ impl Supervisor {
         }
         if let Some(standby) = self.standby.take() {
             log::warn!("data server {} died; its standby takes over", dead.pid);
-            self.heart.forget_standby();
-            self.heart.watch_start(standby.pid, standby.process());
-            self.front.standby_serves();
-            match self.await_ready(&standby) {
-                Start::Ready(readiness) => {
-                    self.greet(&standby, &readiness, (dead, noticed));
-                    if !self.knows_all {
-                        let workers = self.front.options.worker_count();
-                        // It is dead otherwise, and the next one gets what there is.
-                        self.knows_all = standby.ask_for_clients(workers).is_err();
-                    }
-                    return Ok(standby);
-                }
-                Start::Quit => return Err(Some(standby)),
-                Start::Failed(message) => {
-                    self.give_up(&standby);
-                    log::error!("data server {} can't take over: {message}", standby.pid);
-                }
-                Start::Died => {
-                    self.give_up(&standby);
-                    log::error!("data server {} died before it had taken over", standby.pid);
-                }
+            if let Some(standby) = self.let_take_over(standby, death).map_err(Some)? {
+                return Ok(standby);
             }
         } else {
             log::warn!("data server {} died; launching the next", dead.pid);
@@ -406,37 +395,71 @@ impl Supervisor {
                 return Err(None);
             }
             match self.launch() {
-                Ok(next) => match self.await_ready(&next) {
-                    Start::Ready(readiness) => {
-                        self.greet(&next, &readiness, (dead, noticed));
+                Ok(next) => {
+                    let served = self.await_served(next, death, ["serve", "was ready"]).map_err(Some)?;
+                    if let Some(next) = served {
                         return Ok(next);
                     }
-                    Start::Quit => return Err(Some(next)),
-                    Start::Failed(message) => {
-                        self.give_up(&next);
-                        log::error!("data server {} can't serve: {message}", next.pid);
-                    }
-                    Start::Died => {
-                        self.give_up(&next);
-                        log::error!("data server {} died before it was ready", next.pid);
-                    }
-                },
+                }
                 Err(error) => log::error!("no data server could be launched: {error:#}"),
             }
             self.pace.failed();
         }
     }
 
+    /// Waits for the standby to take over, and for what it knows of the clients; its results are those of `await_served`.
+    fn let_take_over(&mut self, standby: DataServer, death: Death) -> Result<Option<DataServer>, DataServer> {
+        self.heart.forget_standby();
+        self.heart.watch_start(standby.pid, standby.process());
+        self.front.standby_serves();
+        let served = self.await_served(standby, death, ["take over", "had taken over"])?;
+        if let Some(standby) = &served
+            && !self.knows_all
+        {
+            let workers = self.front.options.worker_count();
+            // It is dead otherwise, and the next one gets what there is.
+            self.knows_all = standby.ask_for_clients(workers).is_err();
+        }
+        Ok(served)
+    }
+
+    /// Waits until a data server serves in the place of one that died, and passes all clients to it. None, and why is in the log,
+    /// when it can't `serve` or died before it `was ready`; an error is the one that was just starting when the store should end.
+    fn await_served(
+        &mut self,
+        next: DataServer,
+        death: Death,
+        [serve, was_ready]: [&str; 2],
+    ) -> Result<Option<DataServer>, DataServer> {
+        let pid = next.pid;
+        match self.await_ready(&next) {
+            Start::Ready(readiness) => {
+                self.greet(&next, &readiness, death);
+                return Ok(Some(next));
+            }
+            Start::Quit => return Err(next),
+            Start::Failed(message) => {
+                self.give_up(&next);
+                log::error!("data server {pid} can't {serve}: {message}");
+            }
+            Start::Died => {
+                self.give_up(&next);
+                log::error!("data server {pid} died before it {was_ready}");
+            }
+        }
+        Ok(None)
+    }
+
     /// Passes all clients to a data server that serves in the place of one that died.
-    fn greet(&mut self, next: &DataServer, readiness: &Readiness, (dead, noticed): (&DataServer, Instant)) {
+    fn greet(&mut self, next: &DataServer, readiness: &Readiness, death: Death) {
         self.pace.ready();
         self.standby_due = self.standby_due.max(Instant::now() + STANDBY_PAUSE);
         log::info!(
             "data server {} serves {} entries, {:.1} ms after the death of {}",
             next.pid,
             readiness.entries,
-            noticed.elapsed().as_secs_f64() * 1_000.0,
-            dead.pid
+            death.noticed.elapsed().as_secs_f64() * 1_000.0,
+            death.pid
         );
         if let Err(error) = self.front.link.restore(&self.front.clients, next.generation) {
             log::error!("data server {} does not take its clients: {error}; killing it", next.pid);
