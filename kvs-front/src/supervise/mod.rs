@@ -8,6 +8,11 @@
 //!                                     └─ quit ─► Ending, Stop ─► Stopped, ends
 //! ```
 //!
+//! | module | what it is |
+//! |---|---|
+//! | [`standby`] | the standby, and the exchange of the data server for one |
+//! | [`ending`] | the end in order, and the start from the programs on disk after it |
+//!
 //! Invariants
 //! - A data server is launched only after every thread of the one before is proven dead, and every thread of the standby, which
 //!   takes over unasked: there are never two that serve.
@@ -19,41 +24,33 @@
 //!
 //! `report/fault-tolerance.md` argues the cases in which both servers die, or one while it replaces the other.
 
+mod ending;
+mod standby;
+
 use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 use kvs_core::control::{DataMessage, FrontMessage, StartKind};
-use kvs_core::segment::kept_aside_path;
 use kvs_core::sys::priority;
-use kvs_core::wire::ErrorCode;
-use kvs_front::options::StandbyMode;
 use kvs_front::pace::Pace;
-use kvs_front::program;
 
 use crate::accept::Accepting;
 use crate::console;
 use crate::data_server::{DataServer, Purpose};
 use crate::front::{Event, Front};
 use crate::heart::{Heart, own_identity};
-use crate::inherit::{Inherited, InheritedServer};
+use crate::inherit::Inherited;
 use crate::notify::notify;
-use crate::refuse;
+use standby::Exchange;
 
-/// How long the data server has to end in order.
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a data server may take to start before that is worth a line in the log.
 const START_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a data server that could not start has to end by itself, and to be reaped.
 const END_PATIENCE: Duration = Duration::from_secs(2);
-
-/// How long a standby may take until it could take over from a data server that is to be exchanged.
-const EXCHANGE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Pause from a take-over to the launch of the next standby: clients that waited go first.
 const STANDBY_PAUSE: Duration = Duration::from_millis(20);
@@ -84,14 +81,6 @@ struct Death {
     pid: u32,
     /// When it was noticed.
     noticed: Instant,
-}
-
-/// An exchange of the data server.
-struct Exchange {
-    /// Who asked for it.
-    reply: Sender<Result<u32, String>>,
-    /// When the standby has to stand by.
-    until: Instant,
 }
 
 /// Watches over the data server.
@@ -284,71 +273,6 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Ends the store in order.
-    fn end(&mut self, server: Option<&DataServer>) {
-        notify("STOPPING=1");
-        self.wind_down(server);
-    }
-
-    /// Ends the store in order, and starts it again from the programs on disk, in this process's place. When they can't `attach` to
-    /// the segment it is kept aside, and what it has is loaded from the backup file.
-    fn reload(mut self, server: &DataServer, attach: bool) -> anyhow::Result<()> {
-        let in_order = self.wind_down(Some(server));
-        if !attach {
-            if !in_order {
-                bail!(
-                    "the data server did not end in order, so the backup file may not have everything; the segment stays. \
-                     Start the version that made it, and try again"
-                );
-            }
-            self.keep_segment_aside()?;
-        }
-        Err(self.become_next().into())
-    }
-
-    fn keep_segment_aside(&self) -> anyhow::Result<()> {
-        let path = self.front.options.name.segment_path();
-        let kept = kept_aside_path(&path);
-        std::fs::rename(&path, &kept).with_context(|| format!("can't keep {} aside", path.display()))?;
-        log::info!("{} is kept as {}", path.display(), kept.display());
-        Ok(())
-    }
-
-    /// Becomes the front server that is on disk, at the same addresses. The ready line was printed once.
-    fn become_next(&self) -> std::io::Error {
-        let path = match program::find("kvs-front") {
-            Ok(path) => path,
-            Err(error) => return std::io::Error::other(error.to_string()),
-        };
-        let mut options = self.front.options.clone();
-        options.listen = Some(self.front.tcp_address);
-        options.unix = Some(self.front.unix_path.clone());
-        // What systemd gave this process it has taken.
-        let mut command = Command::new(path);
-        command.args(options.to_arguments()).env_remove("LISTEN_FDS").stdout(Stdio::null()).exec()
-    }
-
-    /// Ends the store in order; whether the data server has done so.
-    fn wind_down(&mut self, server: Option<&DataServer>) -> bool {
-        if let Some(server) = server {
-            // First of all: from now on no other front server is launched, should this one die.
-            if let Err(error) = server.tell(&FrontMessage::Ending) {
-                log::debug!("can't tell data server {} of the end: {error}", server.pid);
-            }
-        }
-        // Before the data server, whose end it would take for a death.
-        if let Some(standby) = self.standby.take() {
-            standby.fence();
-        }
-        log::info!("ending");
-        self.front.end_estate();
-        if let Some(accepting) = self.accepting.take() {
-            accepting.stop();
-        }
-        self.dismiss_waiting();
-        server.is_none_or(|server| self.stop(server))
-    }
-
     /// Whether this proves that the data server is dead: a standby that serves does, too.
     fn is_end_of(&self, server: &DataServer, event: &Event) -> bool {
         match event {
@@ -482,139 +406,6 @@ impl Supervisor {
         others.into_iter().for_each(|event| drop(self.front.events.send(event)));
     }
 
-    /// Keeps a standby standing by; gives the time at which the next one may be launched.
-    fn tend_standby(&mut self, active: &DataServer) -> Option<Instant> {
-        if self.front.options.standby == StandbyMode::Off || self.standby.is_some() {
-            return None;
-        }
-        if Instant::now() < self.standby_due {
-            return Some(self.standby_due);
-        }
-        match self.launch_standby(active) {
-            Ok(standby) => {
-                log::debug!("launched standby {}", standby.pid);
-                self.standby = Some(standby);
-                None
-            }
-            Err(error) => {
-                log::error!("no standby could be launched: {error:#}");
-                self.put_standby_off();
-                Some(self.standby_due)
-            }
-        }
-    }
-
-    /// Launches a standby from what is on disk, in the place of the one that there is, to take over as soon as it can.
-    fn begin_exchange(&mut self, active: &DataServer, reply: Sender<Result<u32, String>>) {
-        if self.exchange.is_some() {
-            // Who asked may have given up; so below.
-            let _ = reply.send(Err("the data server is being exchanged already".to_owned()));
-            return;
-        }
-        self.dismiss_standby(active);
-        match self.launch_standby(active) {
-            Ok(standby) => {
-                log::info!(
-                    "launched standby {}, for which data server {} is to give way",
-                    standby.pid,
-                    active.pid
-                );
-                self.standby = Some(standby);
-                self.exchange = Some(Exchange { reply, until: Instant::now() + EXCHANGE_PATIENCE });
-            }
-            Err(error) => _ = reply.send(Err(format!("the next one can't be launched: {error:#}"))),
-        }
-    }
-
-    /// Gives up an exchange that takes too long; gives the time at which it does.
-    fn tend_exchange(&mut self, active: &DataServer) -> Option<Instant> {
-        let until = self.exchange.as_ref()?.until;
-        if Instant::now() < until {
-            return Some(until);
-        }
-        self.dismiss_standby(active);
-        self.put_standby_off();
-        self.fail_exchange(&format!("the next one is not ready after {} s", EXCHANGE_PATIENCE.as_secs()));
-        None
-    }
-
-    fn fail_exchange(&mut self, why: &str) {
-        if let Some(exchange) = self.exchange.take() {
-            log::error!("the data server is not exchanged: {why}");
-            let _ = exchange.reply.send(Err(why.to_owned()));
-        }
-    }
-
-    /// Ends the standby, if there is one.
-    fn dismiss_standby(&mut self, active: &DataServer) {
-        if let Some(standby) = self.standby.take() {
-            standby.fence();
-            self.forget_standby(active);
-        }
-    }
-
-    fn forget_standby(&mut self, active: &DataServer) {
-        self.heart.forget_standby();
-        if let Err(error) = active.tell(&FrontMessage::NoStandby) {
-            log::debug!("can't tell data server {}: {error}", active.pid);
-        }
-    }
-
-    fn launch_standby(&mut self, active: &DataServer) -> anyhow::Result<DataServer> {
-        self.generation += 1;
-        let segment = self.segment.as_ref().context("there is no segment yet")?;
-        let purpose = Purpose::StandBy(segment, active);
-        let standby =
-            self.front.keep_standby(|| DataServer::launch(&self.front, self.generation, &purpose))?;
-        self.heart.watch_standby(standby.pid, standby.process());
-        Ok(standby)
-    }
-
-    fn inherit_standby(&mut self, standby: InheritedServer) -> anyhow::Result<()> {
-        self.generation += 1;
-        let standby =
-            self.front.keep_standby(|| DataServer::inherit(&self.front, self.generation, standby))?;
-        standby.introduce_itself(&FrontMessage::Watching { front: own_identity()?, group: own_group() })?;
-        self.heart.watch_standby(standby.pid, standby.process());
-        self.standby = Some(standby);
-        Ok(())
-    }
-
-    /// The next standby is launched after a pause, if this one was not the first to fail.
-    fn put_standby_off(&mut self) {
-        self.standby_pace.failed();
-        let now = Instant::now();
-        self.standby_due = now + self.standby_pace.pause(now);
-    }
-
-    fn hear_of_standby(&mut self, active: &DataServer, event: Event) {
-        let Some(standby) = &self.standby else { return };
-        match event {
-            Event::Said(generation, message, _) if generation == standby.generation => match message {
-                DataMessage::Standing => {
-                    log::debug!("standby {} stands by", standby.pid);
-                    self.standby_pace.ready();
-                    if let Some(exchange) = self.exchange.take() {
-                        let _ = exchange.reply.send(Ok(standby.pid));
-                        active.kill();
-                    }
-                }
-                DataMessage::Failed { message } => {
-                    log::error!("standby {}: {message}", standby.pid);
-                    self.fail_exchange(&message);
-                }
-                _ => {}
-            },
-            Event::Dead(generation) if generation == standby.generation => {
-                log::warn!("standby {} died; launching the next", standby.pid);
-                self.dismiss_standby(active);
-                self.put_standby_off();
-                self.fail_exchange("the next one died at its start");
-            }
-            _ => {}
-        }
-    }
-
     fn give_up(&mut self, server: &DataServer) {
         self.heart.forget();
         server.fence();
@@ -695,47 +486,6 @@ impl Supervisor {
                 anyhow!("kvs-data ended before it was ready ({status}); what it wrote above says more")
             }
             (_, None) => anyhow!("kvs-data ended before it was ready; what it wrote above says more"),
-        }
-    }
-
-    /// Tells the clients whom no data server got why they aren't served.
-    fn dismiss_waiting(&self) {
-        for (_, client) in self.front.clients.take_waiting(usize::MAX, 0) {
-            refuse::tell(
-                &client.socket,
-                ErrorCode::ShuttingDown,
-                "the server is ending; connect again later",
-            );
-        }
-    }
-
-    /// Ends the data server in order, or not in order when that takes too long; which of both.
-    fn stop(&mut self, server: &DataServer) -> bool {
-        let until = Instant::now() + STOP_PATIENCE;
-        if let Err(error) = server.tell(&FrontMessage::Stop) {
-            log::debug!("can't tell data server {} to stop: {error}", server.pid);
-        }
-        let mut finished = false;
-        loop {
-            match self.next_event(Some(until)) {
-                Some(Event::Said(_, DataMessage::Stopped, _)) => finished = true,
-                Some(Event::Ended(generation, status)) if generation == server.generation => {
-                    if !finished {
-                        let status = status.map_or_else(String::new, |status| format!(" ({status})"));
-                        log::warn!("data server {} ended{status} before it had finished", server.pid);
-                    }
-                    return finished;
-                }
-                Some(_) => {}
-                None => {
-                    log::error!(
-                        "data server {} doesn't end within {STOP_PATIENCE:?}; killing it",
-                        server.pid
-                    );
-                    server.fence();
-                    return false;
-                }
-            }
         }
     }
 
