@@ -123,7 +123,8 @@ impl Acceptor {
             PollFd::new(&self.call.wake, PollFlags::IN),
         ];
         let next = [self.refusals.next_tidy(), self.offer_again].into_iter().flatten().min();
-        let timeout = next.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+        let pause = next.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = pause.and_then(|pause| Timespec::try_from(pause).ok());
         match poll(&mut sockets, timeout.as_ref()) {
             Ok(_) => {
                 let [tcp, unix, called] = sockets.map(|socket| !socket.revents().is_empty());
@@ -204,11 +205,4 @@ fn accept_one(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 pub fn is_ours(socket: BorrowedFd<'_>) -> bool {
     let own = rustix::process::geteuid();
     sockopt::socket_peercred(socket).is_ok_and(|peer| peer.uid == own || peer.uid.is_root())
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: duration.subsec_nanos().into(),
-    }
 }

@@ -53,12 +53,8 @@ pub fn kill(process: BorrowedFd<'_>) {
 pub fn ends_within(process: &OwnedFd, patience: Duration) -> bool {
     let until = Instant::now() + patience;
     loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let left = Timespec {
-            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left)) {
+        let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], left.as_ref()) {
             Err(Errno::INTR) => {}
             ended => return ended.is_ok_and(|count| count > 0),
         }

@@ -127,8 +127,8 @@ impl Operator {
         }
         let Some(process) = process else { return Ok(()) };
         loop {
-            let left = timespec(until.saturating_duration_since(Instant::now()));
-            match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&left)) {
+            let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
+            match poll(&mut [PollFd::new(&process, PollFlags::IN)], left.as_ref()) {
                 Ok(0) => return Err(late()),
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
@@ -148,13 +148,6 @@ fn with_patience(stream: UnixStream) -> anyhow::Result<BufReader<UnixStream>> {
         .and_then(|()| stream.set_write_timeout(Some(ANSWER_PATIENCE)))
         .context("can't set how long the console may take")?;
     Ok(BufReader::new(stream))
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: duration.subsec_nanos().into(),
-    }
 }
 
 /// Reads `ok N` or `error N`.
