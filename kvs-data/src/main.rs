@@ -15,6 +15,7 @@
 //! | [`backup`] | the thread that keeps the backup file |
 //! | [`housekeeping`] | memory reserved ahead of need |
 //! | [`shared`] | what all threads see |
+//! | [`wait`] | waiting for several descriptors at once |
 //!
 //! Started alone it becomes the front server, which starts it again as it should be.
 #![deny(unsafe_code)]
@@ -30,6 +31,7 @@ mod load;
 mod shared;
 mod standby;
 mod start;
+mod wait;
 mod watch_front;
 mod worker;
 

@@ -17,7 +17,7 @@
 //! `report/no-client-notices.md` argues the cases in which several processes die.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,13 +33,14 @@ use kvs_core::sys::priority;
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::table::Table;
 use kvs_front::options::ServerOptions;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::backup::Begin;
 use crate::bench::{Bench, Seated};
 use crate::control::{Prepared, Server, considerate};
 use crate::shared::Shared;
 use crate::start::{self, Told};
+use crate::wait::wait_for;
 use crate::watch_front::Origin;
 use crate::worker::{Starter, WorkerHandle};
 
@@ -192,10 +193,14 @@ impl Standby {
         let mut until = None;
         loop {
             let front = Arc::clone(&self.origin.socket);
-            // A socket that has hung up is not waited for: it would be ready all the time.
-            let sources = [Some(took_over.as_fd()), Some(self.origin.quit.as_fd())].into_iter();
-            let sockets = [link_open.then(|| link.as_fd()), front_open.then(|| front.as_fd())];
-            let [taken, quits, linked, fronted] = wait_for(sources.chain(sockets), until);
+            let sources = [
+                Some(took_over.as_fd()),
+                Some(self.origin.quit.as_fd()),
+                // One that has hung up is not waited for: it would be ready all the time.
+                link_open.then(|| link.as_fd()),
+                front_open.then(|| front.as_fd()),
+            ];
+            let [taken, quits, linked, fronted] = wait_for(sources, until);
             if taken {
                 return Ok(Outcome::TookOver);
             }
@@ -340,27 +345,6 @@ impl Standby {
         server.say_ready(StartKind::Attached, began)?;
         Ok(server)
     }
-}
-
-/// Waits until one of four sources, some of which may be missing, has something, or until then; which of them have.
-fn wait_for<'f>(sources: impl Iterator<Item = Option<BorrowedFd<'f>>>, until: Option<Instant>) -> [bool; 4] {
-    let present: Vec<(usize, BorrowedFd<'f>)> =
-        sources.enumerate().filter_map(|(index, source)| Some((index, source?))).collect();
-    let mut polled: Vec<PollFd<'_>> =
-        present.iter().map(|(_, source)| PollFd::from_borrowed_fd(*source, PollFlags::IN)).collect();
-    let pause = until.map(|until| until.saturating_duration_since(Instant::now()));
-    let timeout = pause.map(|pause| Timespec {
-        tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: pause.subsec_nanos().into(),
-    });
-    let mut ready = [false; 4];
-    // A signal, or no memory at worst: it is waited for again.
-    if poll(&mut polled, timeout.as_ref()).is_ok() {
-        for ((index, _), polled) in present.iter().zip(&polled) {
-            ready[*index] = !polled.revents().is_empty();
-        }
-    }
-    ready
 }
 
 /// The last thread of who died has much to give back; a client that is to be answered may have been put behind it.

@@ -32,12 +32,11 @@ use kvs_front::options::ServerOptions;
 use kvs_front::pace::Pace;
 use kvs_front::socket_file::SocketFile;
 use kvs_front::{process, program};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::heartbeat::Heartbeat;
+use crate::wait::wait_for;
 
 /// SIGTERM and SIGINT, which ask for an orderly end of the store.
 pub struct QuitSignal(UnixStream);
@@ -70,26 +69,7 @@ impl QuitSignal {
 
     /// Whether it comes within `pause`; it stays to be taken.
     fn comes_within(&self, pause: Duration) -> bool {
-        wait_for([self.0.as_fd(), self.0.as_fd()], Some(pause))[0]
-    }
-}
-
-/// Waits until one of two descriptors has something, at most for `pause`; which of them have.
-fn wait_for(descriptors: [BorrowedFd<'_>; 2], pause: Option<Duration>) -> [bool; 2] {
-    let until = pause.map(|pause| Instant::now() + pause);
-    loop {
-        let mut polled = descriptors.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let timeout = left.map(|left| Timespec {
-            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        });
-        match poll(&mut polled, timeout.as_ref()) {
-            Err(Errno::INTR) => {}
-            // Out of memory, at worst: what could be there is tried.
-            Err(_) => return [true; 2],
-            Ok(_) => return polled.map(|polled| !polled.revents().is_empty()),
-        }
+        wait_for([Some(self.as_fd())], Some(Instant::now() + pause)) == [true]
     }
 }
 
@@ -237,7 +217,8 @@ impl Fronts {
     /// Waits for what it says; None when it is gone. A signal that asks for the end is passed on meanwhile.
     pub fn hear(&mut self) -> Option<(FrontMessage, Vec<OwnedFd>)> {
         loop {
-            let [said, signalled] = wait_for([self.front.socket.as_fd(), self.quit.0.as_fd()], None);
+            let [said, signalled] =
+                wait_for([Some(self.front.socket.as_fd()), Some(self.quit.as_fd())], None);
             if signalled {
                 self.quit.take();
                 self.ends = true;
@@ -319,7 +300,8 @@ impl Fronts {
         let socket = self.front.socket.as_fd();
         let mut looks = 0;
         // As a hang is noticed later: by looks, not by time.
-        while !wait_for([socket; 2], interval(self.own.options.hang_timeout))[0] {
+        let next_look = || interval(self.own.options.hang_timeout).map(|pause| Instant::now() + pause);
+        while wait_for([Some(socket)], next_look()) == [false] {
             looks += 1;
             anyhow::ensure!(looks < CHECKS, "the one launched has stood still at its start; killing it");
         }
