@@ -6,18 +6,17 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
-use super::slot;
 use super::tests::{Answer, Client, other};
 use crate::check;
 use crate::connection::Connection;
 use crate::connection::context::Context;
 use crate::limits::{CAPACITY_BYTES_MIN, VALUE_BYTES_MAX_DEFAULT};
-use crate::segment::layout::{ConnectionSlot, WorkerSlot};
+use crate::recover;
+use crate::segment::layout::WorkerSlot;
 use crate::segment::{Segment, SegmentView};
 use crate::sys::crash;
 use crate::table::Table;
 use crate::table::tests::Step;
-use crate::transaction;
 use crate::wire::{RequestBody, SetCondition};
 
 pub(super) type Model = HashMap<Vec<u8>, Vec<u8>>;
@@ -65,40 +64,56 @@ fn step() -> impl Strategy<Value = (Step, u64)> {
     (step, prop_oneof![4 => 0u64..60, 2 => 0u64..600, 1 => Just(u64::MAX)])
 }
 
+/// A segment over which data servers live and die.
+pub(super) struct Lives {
+    pub(super) segment: Segment,
+    /// Of those that served.
+    pub(super) deaths: u32,
+}
+
+impl Lives {
+    pub(super) fn new(capacity: u64) -> Self {
+        let segment = Segment::on_heap(capacity).expect("heap memory");
+        segment.claim_worker(0).expect("heap memory");
+        Self { segment, deaths: 0 }
+    }
+
+    /// What a data server does that finds the segment of a dead one and no socket.
+    pub(super) fn recover(&self) {
+        let table = Table::new(&self.segment).expect("sound");
+        recover::take_over(&table).expect("sound");
+        assert_sound(&self.segment, "logs are completed");
+        // Which takes over once more, and changes nothing by that.
+        recover::recover(&table).expect("sound");
+        assert_sound(&self.segment, "all is given back");
+    }
+
+    /// The one that served is dead, with its `client`. Those after it die in recovery before these stores; the last one doesn't.
+    pub(super) fn bury(&mut self, client: Client<'_>, stores: &[u64]) {
+        self.deaths += 1;
+        // Its descriptors and its heap are gone with the process.
+        std::mem::forget(client);
+        for stores in stores {
+            crash::die_before(*stores, || self.recover());
+        }
+        self.recover();
+    }
+}
+
+pub(super) fn assert_sound(segment: &Segment, when: &str) {
+    let report = check::check_view(&SegmentView::of(segment)).expect("a header");
+    assert_eq!(report.faults, Vec::<String>::new(), "{when}");
+}
+
 struct Dying {
-    segment: Segment,
+    lives: Lives,
     model: Model,
-    deaths: u32,
 }
 
 impl Dying {
-    fn worker(&self) -> &WorkerSlot {
-        self.segment.memory().object(self.segment.regions().worker(0)).expect("exists")
-    }
-
-    fn connection_slot(&self) -> &ConnectionSlot {
-        self.segment.memory().object(self.segment.regions().connection(0)).expect("exists")
-    }
-
-    fn assert_sound(&self, when: &str) {
-        let report = check::check_view(&SegmentView::of(&self.segment)).expect("a header");
-        assert_eq!(report.faults, Vec::<String>::new(), "{when}");
-    }
-
-    /// What a data server does that finds the segment of a dead one.
-    fn recover(&self) {
-        transaction::recover(self.segment.memory(), self.worker()).expect("sound");
-        self.assert_sound("logs are completed");
-        Table::new(&self.segment).expect("sound").collect_garbage(self.worker()).expect("sound");
-        if slot::is_used(self.connection_slot()) {
-            slot::release(&self.segment, self.worker(), self.connection_slot()).expect("sound");
-        }
-        self.assert_sound("all is given back");
-    }
-
     /// Takes requests over one connection until one of them dies; returns how many.
     fn live(&mut self, steps: &[(Step, u64)]) -> usize {
-        let segment = self.segment.clone();
+        let segment = self.lives.segment.clone();
         let worker: &WorkerSlot = segment.memory().object(segment.regions().worker(0)).expect("exists");
         let table = Table::new(&segment).expect("sound");
         let context = Context::new(&table, worker, &super::tests::NoStatistics, VALUE_BYTES_MAX_DEFAULT, 8);
@@ -119,15 +134,8 @@ impl Dying {
                     self.model = after;
                 }
                 None => {
-                    self.deaths += 1;
-                    // Its descriptors and its heap are gone with the process.
-                    std::mem::forget(client);
-                    // The next ones die in recovery, each a little later.
-                    for stores in [0, 1, 2, 5, 11] {
-                        crash::die_before(stores, || self.recover());
-                    }
-                    self.recover();
-                    let found = stored(&self.segment, &key);
+                    self.lives.bury(client, &[0, 1, 2, 5, 11]);
+                    let found = stored(&segment, &key);
                     let (before, after) = (self.model.get(&key).cloned(), after.get(&key).cloned());
                     assert!(found == before || found == after, "{step:?} happened by half");
                     match found {
@@ -167,20 +175,19 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 200, ..ProptestConfig::default() })]
     #[test]
     fn crash_before_any_store_leaves_all_or_nothing(steps in proptest::collection::vec(step(), 400..800)) {
-        let segment = Segment::on_heap(4 * CAPACITY_BYTES_MIN).expect("heap memory");
-        segment.claim_worker(0).expect("heap memory");
-        let mut dying = Dying { segment, model: Model::new(), deaths: 0 };
+        let mut dying = Dying { lives: Lives::new(4 * CAPACITY_BYTES_MIN), model: Model::new() };
         let mut rest = &steps[..];
         while !rest.is_empty() {
             let lived = dying.live(rest);
             rest = &rest[lived..];
         }
-        prop_assert!(dying.deaths > 50, "{} deaths", dying.deaths);
+        let Lives { segment, deaths } = &dying.lives;
+        prop_assert!(*deaths > 50, "{deaths} deaths");
         for (key, value) in &dying.model {
-            let found = stored(&dying.segment, key);
+            let found = stored(segment, key);
             prop_assert_eq!(found.as_ref(), Some(value));
         }
-        let totals = Table::new(&dying.segment).expect("sound").totals();
+        let totals = Table::new(segment).expect("sound").totals();
         prop_assert_eq!(totals.entries, dying.model.len() as u64);
     }
 }

@@ -6,18 +6,16 @@
 use proptest::prelude::*;
 
 use super::context::Context;
-use super::crashes::{Model, apply, key_of, request, stored};
-use super::slot;
+use super::crashes::{Lives, Model, apply, key_of, request, stored};
 use super::tests::{Answer, Client, NoStatistics, bytes_of, other};
 use crate::check;
 use crate::limits::{CAPACITY_BYTES_MIN, VALUE_BYTES_MAX_DEFAULT};
-use crate::segment::layout::{ConnectionSlot, WorkerSlot};
-use crate::segment::{Segment, SegmentView};
+use crate::segment::SegmentView;
+use crate::segment::layout::WorkerSlot;
 use crate::session::Sessions;
 use crate::sys::crash;
 use crate::table::Table;
 use crate::table::tests::Step;
-use crate::transaction;
 use crate::wire::{RequestBody, SessionToken};
 
 const TOKEN: SessionToken = SessionToken::new(*b"sixteen of bytes");
@@ -42,45 +40,14 @@ fn batch() -> impl Strategy<Value = (Vec<Step>, Vec<u64>)> {
 }
 
 struct Store {
-    segment: Segment,
+    lives: Lives,
     attempt: u64,
-    deaths: u32,
 }
 
 impl Store {
-    fn new() -> Self {
-        let segment = Segment::on_heap(8 * CAPACITY_BYTES_MIN).expect("heap memory");
-        segment.claim_worker(0).expect("heap memory");
-        Self { segment, attempt: 0, deaths: 0 }
-    }
-
-    fn worker(&self) -> &WorkerSlot {
-        self.segment.memory().object(self.segment.regions().worker(0)).expect("exists")
-    }
-
-    fn assert_sound(&self, when: &str) {
-        let report = check::check_view(&SegmentView::of(&self.segment)).expect("a header");
-        assert_eq!(report.faults, Vec::<String>::new(), "{when}");
-    }
-
-    /// What a data server does that finds the segment of a dead one and no socket.
-    fn recover(&self) {
-        transaction::recover(self.segment.memory(), self.worker()).expect("sound");
-        self.assert_sound("logs are completed");
-        Table::new(&self.segment).expect("sound").collect_garbage(self.worker()).expect("sound");
-        if self.segment.header().expect("exists").connection_slots_reserved.load() > 0 {
-            let left: &ConnectionSlot =
-                self.segment.memory().object(self.segment.regions().connection(0)).expect("exists");
-            if slot::is_used(left) {
-                slot::release(&self.segment, self.worker(), left).expect("sound");
-            }
-        }
-        self.assert_sound("all is given back");
-    }
-
     /// One life of a data server: joins, and serves the batch; dies before store number `stores`. None when it did.
     fn live(&mut self, stores: u64, number: u32, batch: &[(Step, Vec<u8>)]) -> Option<Vec<Answer>> {
-        let segment = self.segment.clone();
+        let segment = self.lives.segment.clone();
         let worker: &WorkerSlot = segment.memory().object(segment.regions().worker(0)).expect("exists");
         let table = Table::new(&segment).expect("sound");
         let sessions = Sessions::default();
@@ -89,17 +56,12 @@ impl Store {
         let mut client = Client::greeted(&segment, context.with_sessions(&sessions));
         let answers = crash::die_before(stores, || converse(&mut client, self.attempt, number, batch));
         if answers.is_none() {
-            self.deaths += 1;
-            // Its descriptors and its heap are gone with the process.
-            std::mem::forget(client);
-            for stores in [0, 1, 3, 8] {
-                crash::die_before(stores, || self.recover());
-            }
+            self.lives.bury(client, &[0, 1, 3, 8]);
         } else {
             let Client { mut context, connection, .. } = client;
             connection.expect("open").close(&mut context).expect("sound");
+            self.lives.recover();
         }
-        self.recover();
         answers
     }
 }
@@ -133,7 +95,8 @@ proptest! {
     fn session_whose_data_server_dies_before_any_store_is_exactly_once(
         batches in proptest::collection::vec(batch(), 60..120),
     ) {
-        let (mut store, mut model, mut number) = (Store::new(), Model::new(), NUMBER_FIRST);
+        let mut store = Store { lives: Lives::new(8 * CAPACITY_BYTES_MIN), attempt: 0 };
+        let (mut model, mut number) = (Model::new(), NUMBER_FIRST);
         for (salt, (steps, deaths)) in batches.into_iter().enumerate() {
             let batch: Vec<(Step, Vec<u8>)> = steps.into_iter().map(|step| {
                 let value = match step {
@@ -151,14 +114,15 @@ proptest! {
                 number = number.wrapping_add(u32::from(!is_read));
             }
         }
-        prop_assert!(store.deaths > 20, "{} deaths", store.deaths);
+        let Lives { segment, deaths } = &store.lives;
+        prop_assert!(*deaths > 20, "{deaths} deaths");
         for (key, value) in &model {
-            let found = stored(&store.segment, key);
+            let found = stored(segment, key);
             prop_assert_eq!(found.as_ref(), Some(value));
         }
-        let totals = Table::new(&store.segment).expect("sound").totals();
+        let totals = Table::new(segment).expect("sound").totals();
         prop_assert_eq!(totals.entries, model.len() as u64);
-        let report = check::check_view(&SegmentView::of(&store.segment)).expect("a header");
+        let report = check::check_view(&SegmentView::of(segment)).expect("a header");
         prop_assert_eq!(report.sessions, 1);
     }
 }

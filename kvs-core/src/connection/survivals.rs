@@ -7,12 +7,11 @@ use std::os::fd::AsFd;
 
 use proptest::prelude::*;
 
+use super::crashes::assert_sound;
 use super::tests::{NoStatistics, bytes_of};
 use super::*;
-use crate::check;
 use crate::limits::{CAPACITY_BYTES_MIN, VALUE_BYTES_MAX_DEFAULT};
 use crate::recover;
-use crate::segment::SegmentView;
 use crate::segment::layout::WorkerSlot;
 use crate::sys::crash;
 use crate::table::Table;
@@ -94,11 +93,6 @@ fn take_over(segment: &Segment, stream: &Stream) {
     }
 }
 
-fn assert_sound(segment: &Segment) {
-    let report = check::check_view(&SegmentView::of(segment)).expect("a header");
-    assert_eq!(report.faults, Vec::<String>::new());
-}
-
 /// The stream over as many lives as `deaths` has entries, and one more. Returns how many died.
 fn live(segment: &Segment, stream: &mut Stream, deaths: &[u64]) -> usize {
     let anything = tempfile::tempfile().expect("a file");
@@ -133,7 +127,7 @@ fn live(segment: &Segment, stream: &mut Stream, deaths: &[u64]) -> usize {
             crash::die_before(stores, || take_over(segment, stream));
         }
         take_over(segment, stream);
-        assert_sound(segment);
+        assert_sound(segment, "taken over");
     }
     died
 }
@@ -227,6 +221,6 @@ proptest! {
         let slot: &ConnectionSlot = segment.memory().object(segment.regions().connection(0)).expect("exists");
         prop_assert!(!slot::is_used(slot));
         recover::recover(&Table::new(&segment).expect("sound")).expect("sound");
-        assert_sound(&segment);
+        assert_sound(&segment, "all is given back");
     }
 }
