@@ -37,45 +37,37 @@ impl Local {
         }
         Ok(self)
     }
+
+    /// Reads the values of these keys, one after the other, and shows each.
+    #[inline]
+    fn each(&mut self, keys: &[Key], show: impl Fn(&Key, &[u8]) -> Result<()>) -> Result<()> {
+        for key in keys {
+            if !self.reader.get_into(key, &mut self.value)? {
+                return missing(key);
+            }
+            show(key, &self.value)?;
+        }
+        Ok(())
+    }
 }
 
 /// One key at a time.
 pub struct OneByOne(pub Local);
 
-impl Reader for OneByOne {
-    type Lookup<'r> = &'r mut Self;
-
-    fn begin(&mut self) -> Result<Self::Lookup<'_>> {
-        Ok(self)
-    }
-}
-
-impl Lookup for &mut OneByOne {
+impl Lookup for OneByOne {
     #[inline]
     fn read(&mut self, keys: &[Key]) -> Result<()> {
-        let Local { reader, value } = &mut self.0;
-        for key in keys {
-            if !reader.get_into(key, value)? {
-                return missing(key);
-            }
-            black_box(&value[..]);
-        }
-        Ok(())
+        self.0.each(keys, |_, value| {
+            black_box(value);
+            Ok(())
+        })
     }
 }
 
 /// Several keys with one call of `get_many`.
 pub struct Many(pub Local);
 
-impl Reader for Many {
-    type Lookup<'r> = &'r mut Self;
-
-    fn begin(&mut self) -> Result<Self::Lookup<'_>> {
-        Ok(self)
-    }
-}
-
-impl Lookup for &mut Many {
+impl Lookup for Many {
     #[inline]
     fn read(&mut self, keys: &[Key]) -> Result<()> {
         let Local { reader, value } = &mut self.0;
@@ -96,27 +88,15 @@ impl Lookup for &mut Many {
 /// One key at a time; each value must be one that the writer made for that key, and whole.
 pub struct Checked(pub Local);
 
-impl Reader for Checked {
-    type Lookup<'r> = &'r mut Self;
-
-    fn begin(&mut self) -> Result<Self::Lookup<'_>> {
-        Ok(self)
-    }
-}
-
-impl Lookup for &mut Checked {
+impl Lookup for Checked {
     #[inline]
     fn read(&mut self, keys: &[Key]) -> Result<()> {
-        let Local { reader, value } = &mut self.0;
-        for key in keys {
-            if !reader.get_into(key, value)? {
-                return missing(key);
-            }
+        self.0.each(keys, |key, value| {
             if !writer::is_whole(key, value) {
                 bail!("a torn value of key {}: {value:02x?}", String::from_utf8_lossy(key));
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
 
@@ -176,15 +156,7 @@ impl Chasing {
     }
 }
 
-impl Reader for Chasing {
-    type Lookup<'r> = &'r mut Self;
-
-    fn begin(&mut self) -> Result<Self::Lookup<'_>> {
-        Ok(self)
-    }
-}
-
-impl Lookup for &mut Chasing {
+impl Lookup for Chasing {
     #[inline]
     fn read(&mut self, keys: &[Key]) -> Result<()> {
         if self.is_overlapped {
@@ -198,14 +170,6 @@ impl Lookup for &mut Chasing {
 
 /// Nothing: what making the keys takes.
 pub struct Baseline;
-
-impl Reader for Baseline {
-    type Lookup<'r> = Self;
-
-    fn begin(&mut self) -> Result<Self::Lookup<'_>> {
-        Ok(Self)
-    }
-}
 
 impl Lookup for Baseline {
     #[inline]

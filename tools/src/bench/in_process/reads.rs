@@ -45,6 +45,25 @@ pub trait Lookup {
     fn read(&mut self, keys: &[Key]) -> Result<()>;
 }
 
+impl<L: Lookup> Lookup for &mut L {
+    #[inline]
+    fn read(&mut self, keys: &[Key]) -> Result<()> {
+        (**self).read(keys)
+    }
+}
+
+/// What needs nothing for a round looks up by itself.
+impl<L: Lookup + Send> Reader for L {
+    type Lookup<'r>
+        = &'r mut L
+    where
+        L: 'r;
+
+    fn begin(&mut self) -> Result<Self::Lookup<'_>> {
+        Ok(self)
+    }
+}
+
 /// A target that is read by threads of this process.
 pub struct ReadTarget<R> {
     name: String,
@@ -212,20 +231,12 @@ mod tests {
         longest: usize,
     }
 
-    impl Lookup for &mut Counting {
+    impl Lookup for Counting {
         fn read(&mut self, keys: &[Key]) -> Result<()> {
             assert!(keys.iter().flatten().all(u8::is_ascii_digit));
             self.keys += keys.len() as u64;
             self.longest = self.longest.max(keys.len());
             Ok(())
-        }
-    }
-
-    impl Reader for Counting {
-        type Lookup<'r> = &'r mut Counting;
-
-        fn begin(&mut self) -> Result<Self::Lookup<'_>> {
-            Ok(self)
         }
     }
 
