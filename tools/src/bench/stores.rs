@@ -123,25 +123,20 @@ fn allow_descriptors(connections: u64) -> anyhow::Result<()> {
         .context("can't raise the limit of descriptors")
 }
 
-/// The server, started at the first question; None when its program isn't here, which is then told once.
+/// The server, started at the first question, and whether it just was; None when its program isn't here, which is told once.
 fn once<S>(
     slot: &mut Started<S>,
     missing: &mut Vec<String>,
     start: impl FnOnce() -> anyhow::Result<Result<S, String>>,
-) -> anyhow::Result<(Option<Rc<S>>, bool)> {
-    match slot {
-        Some(Ok(server)) => Ok((Some(Rc::clone(server)), false)),
-        Some(Err(_)) => Ok((None, false)),
-        None => {
-            let started = start()?.map(Rc::new);
-            if let Err(reason) = &started {
-                missing.push(reason.clone());
-            }
-            let server = started.as_ref().ok().map(Rc::clone);
-            *slot = Some(started);
-            Ok((server, true))
-        }
+) -> anyhow::Result<Option<(Rc<S>, bool)>> {
+    let is_new = slot.is_none();
+    if is_new {
+        let started = start()?.map(Rc::new);
+        missing.extend(started.as_ref().err().cloned());
+        *slot = Some(started);
     }
+    let server = slot.as_ref().and_then(|started| started.as_ref().ok());
+    Ok(server.map(|server| (Rc::clone(server), is_new)))
 }
 
 fn installed<S>(
@@ -185,7 +180,7 @@ impl Stores<'_> {
     fn kvs(&mut self, name: &str) -> anyhow::Result<Option<Box<dyn Target>>> {
         let advice = "install it beside kvs-tools";
         let start = || installed("kvs-front", advice, |program| KvsServer::start(&program, &self.demand));
-        let (Some(server), is_new) = once(&mut self.kvs, &mut self.missing, start)? else { return Ok(None) };
+        let Some((server, is_new)) = once(&mut self.kvs, &mut self.missing, start)? else { return Ok(None) };
         // Servers that can be told are to have as many.
         self.demand.workers = Some(server.workers);
         let address = self.socket(name == KVS_TCP, server.tcp, &server.unix);
@@ -196,7 +191,7 @@ impl Stores<'_> {
         let advice = "install Redis (package redis-server) to compare with it";
         let start =
             || installed("redis-server", advice, |program| RedisServer::start(&program, &self.demand));
-        let (Some(server), is_new) = once(&mut self.redis, &mut self.missing, start)? else {
+        let Some((server, is_new)) = once(&mut self.redis, &mut self.missing, start)? else {
             return Ok(None);
         };
         let address = self.socket(name == REDIS_TCP, server.tcp, &server.unix);
@@ -207,7 +202,7 @@ impl Stores<'_> {
         let advice = "install it (package memcached) to compare with it";
         let start =
             || installed("memcached", advice, |program| MemcachedServer::start(&program, &self.demand));
-        let (Some(server), is_new) = once(&mut self.memcached, &mut self.missing, start)? else {
+        let Some((server, is_new)) = once(&mut self.memcached, &mut self.missing, start)? else {
             return Ok(None);
         };
         self.ready(name, (Address::Tcp(server.tcp), server), Text::memcached, is_new).map(Some)
@@ -215,7 +210,7 @@ impl Stores<'_> {
 
     fn null(&mut self, name: &str) -> anyhow::Result<Option<Box<dyn Target>>> {
         let start = || NullServer::start(&self.demand).map(Ok);
-        let (Some(server), is_new) = once(&mut self.null, &mut self.missing, start)? else { return Ok(None) };
+        let Some((server, is_new)) = once(&mut self.null, &mut self.missing, start)? else { return Ok(None) };
         let address = self.socket(name == NULL_TCP, server.tcp, &server.unix);
         self.ready(name, (address, server), Kvs::new, is_new).map(Some)
     }
