@@ -14,17 +14,12 @@ use crate::segment::Segment;
 use crate::table::Table;
 use crate::table::tests::Step;
 
-fn set(table: &Table, key: u16) {
-    let step = Step::Set { key, length: 100, if_absent: false };
-    change(table, slot(table.segment(), 0), &step).expect("room in the ring");
-}
-
 fn path() -> &'static Path {
     Path::new(PATH)
 }
 
-fn entries(segment: &Segment) -> u64 {
-    Table::new(segment).expect("sound").totals().entries
+fn entries_in(disk: &SimulatedDisk) -> u64 {
+    Table::new(&load(disk).expect("sound")).expect("sound").totals().entries
 }
 
 /// What a power cut leaves that loses all that may be lost.
@@ -47,41 +42,57 @@ fn sync(writer: &mut Writer<'_>) -> Result<bool, BackupError> {
 struct Case {
     segment: Segment,
     disk: SimulatedDisk,
+    plain: Table,
+    backed_up: Table,
 }
 
 impl Case {
     fn new() -> Self {
-        Self { segment: segment(), disk: SimulatedDisk::default() }
+        let segment = segment();
+        let plain = Table::new(&segment).expect("sound");
+        let backed_up = plain.backed_up();
+        Self { segment, disk: SimulatedDisk::default(), plain, backed_up }
     }
 
-    fn tables(&self) -> (Table, Table) {
-        let plain = Table::new(&self.segment).expect("sound");
-        let backed_up = plain.backed_up();
-        (plain, backed_up)
+    fn open(&self) -> Writer<'_> {
+        open(&self.disk, &self.plain)
+    }
+
+    fn set(&self, key: u16) {
+        let step = Step::Set { key, length: 100, if_absent: false };
+        change(&self.backed_up, slot(&self.segment, 0), &step).expect("room in the ring");
+    }
+
+    /// Fails the first operation that `hits`.
+    fn fail_once(&self, fate: Fate, hits: fn(&Operation) -> bool) {
+        let mut done = false;
+        self.disk.plan(move |operation| {
+            if done || !hits(operation) {
+                return Fate::Done;
+            }
+            done = true;
+            fate
+        });
+    }
+
+    /// What is left by a power cut, the worst that may come.
+    fn entries_after_cut(&self) -> u64 {
+        entries_in(&after_cut(&self.disk))
     }
 }
 
-/// Fails the first operation that `hits`.
-fn once(disk: &SimulatedDisk, fate: Fate, hits: fn(&Operation) -> bool) {
-    let mut done = false;
-    disk.plan(move |operation| {
-        if done || !hits(operation) {
-            return Fate::Done;
-        }
-        done = true;
-        fate
-    });
+fn is_sync(operation: &Operation) -> bool {
+    matches!(operation, Operation::Sync { .. })
 }
 
 #[test]
 fn faults_full_disk_refuses_and_heals_with_nothing_lost() {
     for fate in [Fate::Fails(io::ErrorKind::StorageFull), Fate::Half(io::ErrorKind::StorageFull)] {
         let case = Case::new();
-        let (plain, table) = case.tables();
-        let mut writer = open(&case.disk, &plain);
-        set(&table, 1);
+        let mut writer = case.open();
+        case.set(1);
         assert!(writer.drain().expect("room") > 0);
-        set(&table, 2);
+        case.set(2);
         case.disk.plan(
             move |operation| if matches!(operation, Operation::Write { .. }) { fate } else { Fate::Done },
         );
@@ -92,20 +103,13 @@ fn faults_full_disk_refuses_and_heals_with_nothing_lost() {
             assert!(text.ends_with("; free some room on its disk"), "{text}");
         }
         assert!(writer.has_file(), "a full disk is no reason to distrust the file");
-        assert_eq!(
-            entries(
-                &load(&SimulatedDisk::with(
-                    [(path().into(), case.disk.content(path()).expect("there"))].into()
-                ))
-                .expect("loads")
-            ),
-            1
-        );
+        let content = case.disk.content(path()).expect("there");
+        assert_eq!(entries_in(&SimulatedDisk::with([(path().into(), content)].into())), 1);
         case.disk.heal();
         assert!(writer.drain().expect("room") > 0);
         assert!(sync(&mut writer).expect("synced"));
         drop(writer);
-        assert_eq!(entries(&load(&after_cut(&case.disk)).expect("sound")), 2);
+        assert_eq!(case.entries_after_cut(), 2);
     }
 }
 
@@ -113,10 +117,9 @@ fn faults_full_disk_refuses_and_heals_with_nothing_lost() {
 fn faults_full_disk_at_any_write_of_a_rewrite_leaves_the_old_file() {
     for failing in 0.. {
         let case = Case::new();
-        let (plain, table) = case.tables();
-        let mut writer = open(&case.disk, &plain);
+        let mut writer = case.open();
         (0..200).for_each(|key| {
-            set(&table, key);
+            case.set(key);
             writer.drain().expect("room");
         });
         let mut writes = 0;
@@ -143,54 +146,47 @@ fn faults_full_disk_at_any_write_of_a_rewrite_leaves_the_old_file() {
         assert!(text.ends_with("; free some room on its disk"), "{text}");
         assert!(writer.has_file() && !writer.is_rewriting());
         assert_eq!(case.disk.content(&next_path(path())), None, "the room is given back");
-        set(&table, 1000);
+        case.set(1000);
         writer.end().expect("room");
         drop(writer);
-        assert_eq!(entries(&load(&after_cut(&case.disk)).expect("sound")), 201);
+        assert_eq!(case.entries_after_cut(), 201);
     }
 }
 
 #[test]
 fn faults_failed_sync_means_a_new_file_and_until_then_the_last_good_one() {
     let case = Case::new();
-    let (plain, table) = case.tables();
-    let mut writer = open(&case.disk, &plain);
-    set(&table, 1);
+    let mut writer = case.open();
+    case.set(1);
     writer.drain().expect("room");
     assert!(sync(&mut writer).expect("synced"));
-    set(&table, 2);
+    case.set(2);
     writer.drain().expect("room");
-    once(&case.disk, Fate::Fails(io::ErrorKind::Other), |operation| {
-        matches!(operation, Operation::Sync { .. })
-    });
+    case.fail_once(Fate::Fails(io::ErrorKind::Other), is_sync);
     let text = sync(&mut writer).expect_err("it fails").to_string();
     let told = "backup file /backup: can't sync it, so what was written may be lost; writing a new one: ";
     assert!(text.starts_with(told), "{text}");
     assert!(!writer.has_file());
     assert!(writer.sync_ticket().expect("sound").is_none(), "it is never synced again");
     assert_eq!(writer.drain().expect("nothing to do"), 0);
-    let mut left = load(&after_cut(&case.disk)).expect("the last good one");
-    assert_eq!(entries(&left), 1);
-    set(&table, 3);
+    assert_eq!(case.entries_after_cut(), 1, "the last good one");
+    case.set(3);
     rewrite(&mut writer);
-    left = load(&after_cut(&case.disk)).expect("the new one");
-    assert_eq!(entries(&left), 3);
+    assert_eq!(case.entries_after_cut(), 3, "the new one");
 }
 
 #[test]
 fn faults_failed_sync_is_remembered_by_the_successor() {
     let case = Case::new();
-    let (plain, table) = case.tables();
-    let mut writer = open(&case.disk, &plain);
-    set(&table, 1);
+    let mut writer = case.open();
+    case.set(1);
     writer.drain().expect("room");
-    once(&case.disk, Fate::Fails(io::ErrorKind::Other), |operation| {
-        matches!(operation, Operation::Sync { .. })
-    });
+    case.fail_once(Fate::Fails(io::ErrorKind::Other), is_sync);
     sync(&mut writer).expect_err("it fails");
     drop(writer);
     let found = log::open(&case.disk, path()).expect("sound");
-    let writer = Writer::open(&case.disk, path(), found, &plain, slot(&case.segment, 1)).expect("its own");
+    let writer =
+        Writer::open(&case.disk, path(), found, &case.plain, slot(&case.segment, 1)).expect("its own");
     assert!(!writer.has_file());
 }
 
@@ -202,7 +198,7 @@ fn faults_of_renaming_making_and_syncing_a_new_file_are_told_and_survived() {
             |operation| matches!(operation, Operation::Create { .. }),
             "backup file /backup.new: can't make it: ",
         ),
-        (|operation| matches!(operation, Operation::Sync { .. }), "backup file /backup.new: can't sync it: "),
+        (is_sync, "backup file /backup.new: can't sync it: "),
         (
             |operation| matches!(operation, Operation::Rename { .. }),
             "backup file /backup: can't put the new one in its place: ",
@@ -214,12 +210,11 @@ fn faults_of_renaming_making_and_syncing_a_new_file_are_told_and_survived() {
     ];
     for (hits, told) in cases {
         let case = Case::new();
-        let (plain, table) = case.tables();
-        let mut writer = open(&case.disk, &plain);
-        set(&table, 1);
+        let mut writer = case.open();
+        case.set(1);
         writer.drain().expect("room");
         assert!(sync(&mut writer).expect("synced"));
-        once(&case.disk, Fate::Fails(io::ErrorKind::PermissionDenied), hits);
+        case.fail_once(Fate::Fails(io::ErrorKind::PermissionDenied), hits);
         let failed =
             writer.begin_rewrite().and_then(|()| writer.copy_some()).and_then(|_| writer.install_next());
         let text = failed.err().map(|error| error.to_string()).expect("it fails");
@@ -228,20 +223,19 @@ fn faults_of_renaming_making_and_syncing_a_new_file_are_told_and_survived() {
             text.ends_with("make its directory writable for this user, or choose another --backup"),
             "{text}"
         );
-        assert_eq!(entries(&load(&after_cut(&case.disk)).expect("sound")), 1, "{told}");
-        set(&table, 2);
+        assert_eq!(case.entries_after_cut(), 1, "{told}");
+        case.set(2);
         writer.end().expect("the disk is well");
         drop(writer);
-        assert_eq!(entries(&load(&after_cut(&case.disk)).expect("sound")), 2, "{told}");
+        assert_eq!(case.entries_after_cut(), 2, "{told}");
     }
 }
 
 #[test]
 fn faults_file_removed_while_it_is_written_is_written_anew() {
     let case = Case::new();
-    let (plain, table) = case.tables();
-    let mut writer = open(&case.disk, &plain);
-    set(&table, 1);
+    let mut writer = case.open();
+    case.set(1);
     writer.drain().expect("room");
     assert!(writer.is_in_place().expect("there"));
     let ticket = writer.sync_ticket().expect("sound").expect("something new");
@@ -250,28 +244,26 @@ fn faults_file_removed_while_it_is_written_is_written_anew() {
     assert!(!writer.is_in_place().expect("it is gone"));
     assert!(!writer.synced(&ticket, result).expect("no error"), "a file without a name makes nothing safe");
     rewrite(&mut writer);
-    assert_eq!(entries(&load(&after_cut(&case.disk)).expect("sound")), 1);
+    assert_eq!(case.entries_after_cut(), 1);
 }
 
 #[test]
 fn faults_file_ended_without_is_written_first() {
     let case = Case::new();
-    let (plain, table) = case.tables();
-    let mut writer = open(&case.disk, &plain);
-    set(&table, 1);
+    let mut writer = case.open();
+    case.set(1);
     case.disk.remove(path()).expect("there");
     assert!(!writer.is_in_place().expect("it is gone"));
     writer.end().expect("room");
     drop(writer);
-    assert_eq!(entries(&load(&after_cut(&case.disk)).expect("sound")), 1);
+    assert_eq!(case.entries_after_cut(), 1);
 }
 
 #[test]
 fn faults_other_file_in_the_place_is_left_alone_and_told() {
     let case = Case::new();
-    let (plain, table) = case.tables();
-    let mut writer = open(&case.disk, &plain);
-    set(&table, 1);
+    let mut writer = case.open();
+    case.set(1);
     writer.drain().expect("room");
     let other = case.disk.create(path()).expect("room");
     other.write_at(b"something dear", 0).expect("room");
@@ -285,15 +277,14 @@ fn faults_other_file_in_the_place_is_left_alone_and_told() {
     case.disk.rename(path(), Path::new("/dear")).expect("there");
     assert!(!writer.is_in_place().expect("it is gone"));
     rewrite(&mut writer);
-    assert_eq!(entries(&load(&after_cut(&case.disk)).expect("sound")), 1);
+    assert_eq!(case.entries_after_cut(), 1);
 }
 
 /// A file of one entry, and its segment.
 fn small() -> (Case, Vec<u8>) {
     let case = Case::new();
-    let (plain, table) = case.tables();
-    let mut writer = open(&case.disk, &plain);
-    set(&table, 1);
+    let mut writer = case.open();
+    case.set(1);
     writer.end().expect("room");
     drop(writer);
     let bytes = case.disk.content(path()).expect("there");
