@@ -70,6 +70,18 @@ fn assert_nothing_left(place: &Place, pid: u32) {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// The cases of these scenarios, measured for so long, in a run that leaves nothing behind.
+fn measured_once(place: &Place, scenarios: &str, duration: &str) -> Vec<Value> {
+    let what = ["--scenario", scenarios, "--duration", duration];
+    let tiny = ["--warm-up", "5ms", "--rounds", "1", "--keys", "300"];
+    let child = bench(place, &[&what[..], &tiny].concat()).spawn().expect("started");
+    let pid = child.id();
+    let mut found = document(&child.wait_with_output().expect("its output"));
+    assert_nothing_left(place, pid);
+    let Value::Array(cases) = found["cases"].take() else { panic!("no list: {found}") };
+    cases
+}
+
 /// Waits until a run has made a segment, so that all it does is under way.
 fn await_store(bench: &Child) {
     eventually("the run has a store", SOON, || !segments(bench.id()).is_empty());
@@ -216,28 +228,17 @@ fn bench_lists_its_scenarios() {
 #[test]
 fn bench_local_readers_are_measured_beside_lmdb_and_memory_alone() {
     let place = Place::new();
-    let scenarios = ["--scenario", "local,local-many,local-zipfian", "--rounds", "1", "--keys", "300"];
-    let tiny = ["--duration", "20ms", "--warm-up", "5ms"];
-    let child = bench(&place, &[&scenarios[..], &tiny].concat()).spawn().expect("started");
-    let pid = child.id();
-    let found = document(&child.wait_with_output().expect("its output"));
-    let cases = found["cases"].as_array().expect("a list");
+    let cases = measured_once(&place, "local,local-many,local-zipfian", "20ms");
     assert_eq!(targets(&cases[0]), ["local", "lmdb", "chase", "chase-overlapped", "baseline"]);
     for target in cases.iter().flat_map(|case| case["targets"].as_array().expect("a list")) {
         assert!(target["median"].as_f64().is_some_and(|rate| rate > 0.0), "{target}");
     }
-    assert_nothing_left(&place, pid);
 }
 
 #[test]
 fn bench_writer_beside_readers_memory_and_connections_are_measured() {
     let place = Place::new();
-    let scenarios = ["--scenario", "local-writer,memory,setup", "--rounds", "1", "--keys", "300"];
-    let tiny = ["--duration", "50ms", "--warm-up", "5ms"];
-    let child = bench(&place, &[&scenarios[..], &tiny].concat()).spawn().expect("started");
-    let pid = child.id();
-    let found = document(&child.wait_with_output().expect("its output"));
-    for case in found["cases"].as_array().expect("a list") {
+    for case in &measured_once(&place, "local-writer,memory,setup", "50ms") {
         // The peers may not be here.
         let own =
             targets(case).into_iter().filter(|name| name.starts_with("local") || name.starts_with("kvs"));
@@ -246,5 +247,4 @@ fn bench_writer_beside_readers_memory_and_connections_are_measured() {
             assert!(target["median"].as_f64().is_some_and(|figure| figure > 0.0), "{target}");
         }
     }
-    assert_nothing_left(&place, pid);
 }
