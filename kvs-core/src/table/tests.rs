@@ -30,23 +30,36 @@ pub(crate) fn set(
         table.collect_garbage(slot)?;
         return Ok(set);
     }
-    let owner = segment.memory().word(segment.regions().worker(1).bytes())?;
+    set_large(table, slot, key, value, condition)
+}
+
+/// Writes through a list, whatever the length.
+pub(crate) fn set_large(
+    table: &Table,
+    worker: &WorkerSlot,
+    key: &[u8],
+    value: &[u8],
+    condition: SetCondition,
+) -> Result<bool, TableError> {
+    let (segment, owner) = (table.segment(), &worker.loading);
     let mut content = key.to_vec();
     content.resize(key.len().next_multiple_of(8), 0);
     content.extend_from_slice(value);
-    let list = BlockList::create(segment, slot, owner, content.len() as u64)?;
-    if let Err(error) = list.append(slot, &content) {
-        list.release(slot, owner)?;
+    let list = BlockList::create(segment, worker, owner, content.len() as u64)?;
+    if let Err(error) = list.append(worker, &content) {
+        list.release(worker, owner)?;
         return Err(error.into());
     }
-    let mut transaction = Transaction::begin(segment, slot);
-    let set = table.set_assembled(&mut transaction, hash, key, &list, owner, condition)?;
-    transaction.commit()?;
-    if !set {
-        list.release(slot, owner)?;
+    let mut transaction = Transaction::begin(segment, worker);
+    let set = table.set_assembled(&mut transaction, table.hash_of(key), key, &list, owner, condition);
+    if let Ok(true) = set {
+        transaction.commit()?;
+    } else {
+        drop(transaction);
+        list.release(worker, owner)?;
     }
-    table.collect_garbage(slot)?;
-    Ok(set)
+    table.collect_garbage(worker)?;
+    set
 }
 
 pub(crate) fn get(table: &Table, key: &[u8]) -> Option<Vec<u8>> {

@@ -22,11 +22,10 @@ use super::load::{Loaded, load_alone};
 use super::simulate::SimulatedDisk;
 use super::writer::Writer;
 use super::{BackupError, log, ring};
-use crate::arena::block_list::BlockList;
 use crate::limits::CAPACITY_BYTES_MIN;
 use crate::segment::Segment;
 use crate::segment::layout::WorkerSlot;
-use crate::table::tests::{Step, get, step};
+use crate::table::tests::{Step, get, set_large, step};
 use crate::table::{Table, TableError};
 use crate::transaction::Transaction;
 use crate::wire::SetCondition;
@@ -103,32 +102,6 @@ fn change(table: &Table, worker: &WorkerSlot, step: &Step) -> Result<(), TableEr
     }
     transaction.commit()?;
     Ok(table.collect_garbage(worker)?)
-}
-
-fn set_large(
-    table: &Table,
-    worker: &WorkerSlot,
-    key: &[u8],
-    value: &[u8],
-    condition: SetCondition,
-) -> Result<bool, TableError> {
-    let segment = table.segment();
-    let mut content = key.to_vec();
-    content.resize(key.len().next_multiple_of(8), 0);
-    content.extend_from_slice(value);
-    let list = BlockList::create(segment, worker, &worker.loading, content.len() as u64)?;
-    list.append(worker, &content)?;
-    let mut transaction = Transaction::begin(segment, worker);
-    let set =
-        table.set_assembled(&mut transaction, table.hash_of(key), key, &list, &worker.loading, condition);
-    if let Ok(true) = set {
-        transaction.commit()?;
-    } else {
-        drop(transaction);
-        list.release(worker, &worker.loading)?;
-    }
-    table.collect_garbage(worker)?;
-    set
 }
 
 fn key_of(key: u16) -> Vec<u8> {
