@@ -43,6 +43,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -418,6 +419,14 @@ pub enum ControlError {
     TooLong(usize),
 }
 
+/// Both ends of a socket that messages go over.
+///
+/// # Errors
+/// No descriptors are left.
+pub fn socket_pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+}
+
 /// Sends `message` with `descriptors`; waits while the other end has no room.
 ///
 /// # Errors
@@ -500,12 +509,11 @@ mod tests {
     use std::os::fd::AsFd;
 
     use proptest::prelude::*;
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
 
     fn pair() -> (OwnedFd, OwnedFd) {
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).expect("a pair")
+        socket_pair().expect("a pair")
     }
 
     #[test]

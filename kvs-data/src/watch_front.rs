@@ -32,7 +32,6 @@ use kvs_front::options::ServerOptions;
 use kvs_front::pace::Pace;
 use kvs_front::socket_file::SocketFile;
 use kvs_front::{process, program};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::heartbeat::Heartbeat;
@@ -154,8 +153,7 @@ impl StandbyPeer {
 }
 
 fn pair() -> anyhow::Result<(OwnedFd, OwnedFd)> {
-    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        .context("can't make a socket to the front server")
+    control::socket_pair().context("can't make a socket to the front server")
 }
 
 impl Fronts {

@@ -23,7 +23,7 @@ use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Role, Sea
 use kvs_core::liveness::{LivenessPage, MAIN_SLOT};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_front::{process, program};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
+use rustix::net::sockopt;
 
 use crate::clients::Client;
 use crate::front::{Event, Front};
@@ -66,13 +66,10 @@ impl DataServer {
     pub fn launch(front: &Arc<Front>, generation: u64, purpose: &Purpose<'_>) -> anyhow::Result<Self> {
         let launched = Instant::now();
         let path = program::find("kvs-data")?;
-        let (own, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .context("can't make a socket to the data server")?;
-        limit_sends(&own)?;
+        let (own, theirs) = socket_pair().context("can't make a socket to the data server")?;
         let liveness = LivenessPage::create().context("can't make the liveness page")?;
         let link = match purpose {
-            Purpose::StandBy(..) => Some(link().context("can't make a link to the standby")?),
+            Purpose::StandBy(..) => Some(socket_pair().context("can't make a link to the standby")?),
             _ => None,
         };
         tell_start(front, &own, &liveness, (purpose, link.as_ref().map(|(_, its)| its)))?;
@@ -191,6 +188,13 @@ impl DataServer {
     }
 }
 
+/// Both ends of a socket between two servers. A send at the first waits for room for a moment only, whatever the other does.
+fn socket_pair() -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    let (limited, other) = control::socket_pair()?;
+    limit_sends(&limited)?;
+    Ok((limited, other))
+}
+
 fn limit_sends(socket: &OwnedFd) -> anyhow::Result<()> {
     let limited = sockopt::set_socket_timeout(socket, sockopt::Timeout::Send, Some(SEND_PATIENCE));
     limited.context("can't limit the time to send")
@@ -212,13 +216,6 @@ fn end_unwatched(child: &mut Child) {
     // It is dead already, or dies now.
     let _ = child.kill();
     let _ = child.wait();
-}
-
-/// A link between the data server that serves and its standby. A standby that takes nothing from it delays nobody for long.
-fn link() -> anyhow::Result<(OwnedFd, OwnedFd)> {
-    let (its, standbys) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    limit_sends(&its)?;
-    Ok((its, standbys))
 }
 
 fn tell_start(

@@ -211,14 +211,12 @@ mod tests {
     //! the test, on a socket pair.
 
     use kvs_core::control::Transport;
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
+    use rustix::net::sockopt;
 
     use super::*;
 
     fn pair() -> (Arc<OwnedFd>, OwnedFd) {
-        let (own, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .expect("a pair");
+        let (own, theirs) = control::socket_pair().expect("a pair");
         let patience = Some(Duration::from_millis(20));
         sockopt::set_socket_timeout(&own, sockopt::Timeout::Send, patience).expect("a time-out");
         (Arc::new(own), theirs)
