@@ -227,7 +227,7 @@ fn tell_start(
     let estate = front.estate()?;
     let start = FrontMessage::Start {
         front: own_identity()?,
-        group: rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs(),
+        group: process::own_group(),
         tcp_address: front.tcp_address.to_string(),
         unix_path: front.unix_path.display().to_string(),
         role: match purpose {

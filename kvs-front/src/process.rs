@@ -33,6 +33,11 @@ pub fn own() -> rustix::io::Result<OwnedFd> {
     pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
 }
 
+/// The process group of this process.
+pub fn own_group() -> u32 {
+    rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs()
+}
+
 /// A descriptor of a child that nobody else reaps.
 ///
 /// # Errors

@@ -37,6 +37,7 @@ use crossbeam_channel::Receiver;
 use kvs_core::control::{DataMessage, FrontMessage, StartKind};
 use kvs_core::sys::priority;
 use kvs_front::pace::Pace;
+use kvs_front::process;
 
 use crate::accept::Accepting;
 use crate::console;
@@ -182,7 +183,7 @@ impl Supervisor {
         }
         server.watch(&self.front)?;
         self.front.link.connect(server.generation, Arc::clone(&server.socket));
-        let group = own_group();
+        let group = process::own_group();
         // The first thing that the data server hears: operators, who have it told more, come after.
         if let Err(error) = server.tell(&FrontMessage::Supervising { group }) {
             log::debug!("can't tell data server {}: {error}", server.pid);
@@ -515,8 +516,4 @@ impl Supervisor {
         }
         false
     }
-}
-
-fn own_group() -> u32 {
-    rustix::process::getpgrp().as_raw_nonzero().get().unsigned_abs()
 }

@@ -11,8 +11,9 @@ use anyhow::Context as _;
 use crossbeam_channel::Sender;
 use kvs_core::control::{DataMessage, FrontMessage};
 use kvs_front::options::StandbyMode;
+use kvs_front::process;
 
-use super::{Supervisor, own_group};
+use super::Supervisor;
 use crate::data_server::{DataServer, Purpose};
 use crate::front::Event;
 use crate::heart::own_identity;
@@ -119,7 +120,10 @@ impl Supervisor {
         self.generation += 1;
         let standby =
             self.front.keep_standby(|| DataServer::inherit(&self.front, self.generation, standby))?;
-        standby.introduce_itself(&FrontMessage::Watching { front: own_identity()?, group: own_group() })?;
+        standby.introduce_itself(&FrontMessage::Watching {
+            front: own_identity()?,
+            group: process::own_group(),
+        })?;
         self.heart.watch_standby(standby.pid, standby.process());
         self.standby = Some(standby);
         Ok(())
