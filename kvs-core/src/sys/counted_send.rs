@@ -3,7 +3,8 @@
 //! `sendmmsg` stores how much of a message it sent into the caller's memory, behind the message's header. The kernel does that in
 //! the same system call as the sending, and a thread dies of a SIGKILL only where it would sleep or go back to its own code:
 //! not in between, where a socket that doesn't wait never sleeps. So with that count in the segment, whoever finds it there
-//! knows what was sent, to the byte.
+//! knows what was sent, to the byte. Were the count's page not mapped where the kernel stores it, it would have to be then, and the
+//! kernel gives that up for a thread that is being killed: so the page is written to, through that very mapping, before each send.
 //!
 //! ```text
 //!          private page                 the worker slot's first page, mapped once more
@@ -25,6 +26,7 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -88,6 +90,8 @@ impl CountedSend {
     ) -> rustix::io::Result<usize> {
         // Whoever dies before the kernel stores the count has sent nothing.
         memory.store(count, UNKNOWN);
+        // SAFETY: the second page begins with the count, a word that every process reads and writes atomically.
+        unsafe { self.base.add(PAGE).cast::<AtomicU64>().as_ref() }.store(UNKNOWN, Ordering::Relaxed);
         // SAFETY: all of the header but its count lies in the private page, 56 bytes before its end and so aligned; the
         // mapping is this value's own. The kernel reads `parts` during the call only.
         let sent = unsafe {
