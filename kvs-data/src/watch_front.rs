@@ -15,10 +15,9 @@
 //!
 //! `report/fault-tolerance.md` argues the cases in which both servers die, or one while it replaces the other.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +25,7 @@ use anyhow::Context as _;
 use kvs_core::control::{self, DataMessage, FrontMessage};
 use kvs_core::heartbeat::{CHECKS, interval};
 use kvs_core::liveness::LivenessPage;
+use kvs_core::sys::launch::{self, Child};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_front::estate::Estate;
 use kvs_front::options::ServerOptions;
@@ -342,24 +342,11 @@ impl FrontServer {
             descriptors.extend([socket.as_fd(), standby.process.as_fd(), standby.liveness.as_fd()]);
         }
         control::send(socket.as_fd(), &inherit, &descriptors).context("can't tell the front server")?;
-        let mut child = Command::new(&path)
-            .arg("--inherited")
-            .args(own.options.to_arguments())
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .process_group(0)
-            .spawn()
+        let arguments = std::iter::once(OsString::from("--inherited")).chain(own.options.to_arguments());
+        let (child, process) = launch::launch(&path, arguments, theirs)
             .with_context(|| format!("can't start {}", path.display()))?;
-        let process = match process::of_child(&child) {
-            Ok(process) => Some(Arc::new(process)),
-            Err(error) => {
-                // It is dead already, or dies now.
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(error).context("can't watch the front server's process");
-            }
-        };
-        Ok(Self { pid: child.id(), socket: Arc::new(socket), process, child: Some(child) })
+        let process = Some(Arc::new(process));
+        Ok(Self { pid: child.pid(), socket: Arc::new(socket), process, child: Some(child) })
     }
 
     /// Kills it, and returns when none of its threads runs any more.
@@ -368,7 +355,7 @@ impl FrontServer {
             process::kill(process.as_fd());
             process::await_end(process.as_fd());
         }
-        if let Some(mut child) = self.child.take() {
+        if let Some(child) = self.child.take() {
             // Nobody else reaps it.
             let _ = child.wait();
         }

@@ -10,10 +10,9 @@
 //! - What it is told first lies in its socket before it is launched. So at whatever moment this process dies, a data server
 //!   that lives has all that it needs to launch the next front server, which goes on here with [`DataServer::inherit`].
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -21,6 +20,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Role, Seat};
 use kvs_core::liveness::{LivenessPage, MAIN_SLOT};
+use kvs_core::sys::launch::{self, Child};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_front::{process, program};
 use rustix::net::sockopt;
@@ -73,11 +73,13 @@ impl DataServer {
             _ => None,
         };
         tell_start(front, &own, &liveness, (purpose, link.as_ref().map(|(_, its)| its)))?;
-        let mut child = spawn(&path, front, theirs)?;
+        let arguments = std::iter::once(OsString::from("--controlled")).chain(front.options.to_arguments());
+        // In a group of its own: a Ctrl-C on the terminal is the front server's to obey.
+        let (child, process) = launch::launch(&path, arguments, theirs)
+            .with_context(|| format!("can't start {}", path.display()))?;
         // Nobody reaps it before the receiving thread has it: the pid is its own.
-        let process = process::of_child(&child).inspect_err(|_| end_unwatched(&mut child));
-        let process = Arc::new(process.context("can't watch the data server's process")?);
-        let pid = child.id();
+        let pid = child.pid();
+        let process = Arc::new(process);
         let identity = ProcessIdentity::of(pid);
         let strangers = Arc::new(AtomicU32::new(0));
         let server = Self { generation, pid, launched, socket: Arc::new(own), process, liveness, strangers };
@@ -200,24 +202,6 @@ fn limit_sends(socket: &OwnedFd) -> anyhow::Result<()> {
     limited.context("can't limit the time to send")
 }
 
-fn spawn(path: &Path, front: &Front, socket: OwnedFd) -> anyhow::Result<Child> {
-    Command::new(path)
-        .arg("--controlled")
-        .args(front.options.to_arguments())
-        .stdin(Stdio::from(socket))
-        .stdout(Stdio::null())
-        // A Ctrl-C on the terminal is the front server's to obey.
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("can't start {}", path.display()))
-}
-
-fn end_unwatched(child: &mut Child) {
-    // It is dead already, or dies now.
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
 fn tell_start(
     front: &Front,
     socket: &OwnedFd,
@@ -261,7 +245,7 @@ enum End {
 impl End {
     fn wait(self) -> Option<ExitStatus> {
         match self {
-            End::OfChild(mut child) => child.wait().ok(),
+            End::OfChild(child) => child.wait().ok(),
             End::OfAnother(process) => {
                 process::await_end(process.as_fd());
                 None

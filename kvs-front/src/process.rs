@@ -3,6 +3,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use kvs_core::sys::launch;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Signal, getrlimit, pidfd_open, pidfd_send_signal};
@@ -17,8 +18,12 @@ pub fn abort_on_panic() {
 }
 
 /// Makes room for `count` descriptors, while this process has one thread. Where threads share it, the kernel halts whoever needs the
-/// table of descriptors enlarged until all processors have passed by: ten milliseconds and more, at each doubling.
+/// table of descriptors enlarged until all processors have passed by: ten milliseconds and more, at each doubling. And prepares for
+/// launching others, before there are thousands of descriptors that these are not to get.
 pub fn reserve_descriptors(count: u64) {
+    if let Err(error) = launch::prepare() {
+        log::debug!("launching the other server will take longer: {error}");
+    }
     let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let last = i32::try_from(count.min(most).saturating_sub(1)).unwrap_or(i32::MAX);
     // It is there to be opened and closed; where that can't be, the table grows later.

@@ -9,7 +9,8 @@
 //! | [`stream_position`] | how far a stream got, asked of the kernel |
 //! | [`counted_send`] | sending so that the count survives the sender |
 //! | [`activation`] | descriptors that a service manager kept for this process |
-//! | [`priority`] | making the dead give way to the living
+//! | [`priority`] | making the dead give way to the living |
+//! | [`launch`] | starting a program without a look at thousands of descriptors |
 //! | [`process`] | who a process is, beyond a pid that may be reused |
 
 pub mod activation;
@@ -17,6 +18,7 @@ pub mod counted_send;
 #[cfg(test)]
 pub mod crash;
 pub mod fd_passing;
+pub mod launch;
 pub mod liveness_map;
 pub mod memory;
 pub mod priority;
