@@ -8,8 +8,8 @@ use std::mem::offset_of;
 
 use kvs_core::segment::layout::{
     BUCKET_BYTES, BUCKET_SLOTS, BackupMark, ConnectionSlot, EXTENT_BYTES, Extent, Header, LAYOUT_VERSION,
-    LOG_WORDS, LogEntry, MAGIC, REACH_MAX, SIZE_CLASSES, SessionHead, SessionResult, SessionWindow, Shard,
-    WorkerSlot,
+    LOG_WORDS, LogEntry, MAGIC, REACH_MAX, RingPlace, SIZE_CLASSES, SessionHead, SessionResult,
+    SessionWindow, Shard, WorkerSlot,
 };
 use kvs_harness::binaries;
 
@@ -32,7 +32,8 @@ fn layout_page_has_every_field_where_it_is() {
         fields!(Shard: lock geometry reserved_bytes quarantined reserved next_version entries content_bytes
             reserved_counters partial slabs spare),
         fields!(WorkerSlot: unix_sent unix_sent_from serving intent garbage counters ring_head ring_tail turn loading
-            reserved log tail),
+            wave reserved log tail),
+        fields!(RingPlace: block base),
         fields!(ConnectionSlot: state id committed received sent input output assembly outgoing outgoing_start
             discard_until client client_name assembly_end assembly_request assembly_key_bytes input_ended
             uncertain peek_base session spare),

@@ -59,7 +59,8 @@ pub fn recover(table: &Table) -> Result<(), RecoverError> {
 
 /// Recovers the segment of `table` for a data server that goes on with the connections of the dead one. Until they all are
 /// resumed, or given up, nothing that was replaced is freed: see [`Table::release_garbage`] and [`collect_garbage`]. Gives the
-/// slots of the connections that were just being served: nothing may come from those clients before they have their answers.
+/// slots of the connections that were just being served, or had just been taken input from: nothing may come from those clients before
+/// they have their answers.
 ///
 /// # Errors
 /// [`RecoverError`]; the segment is not to be served then.
@@ -75,7 +76,10 @@ pub fn take_over(table: &Table) -> Result<Vec<SlotIndex>, RecoverError> {
     let mut served = Vec::new();
     for slot in &slots {
         served.extend(note_served(segment, slot)?);
+        served.extend(slot.wave.iter().filter_map(|index| index.load().checked_sub(1)));
     }
+    let reserved = segment.header()?.connection_slots_reserved.load();
+    served.retain(|&index| index < reserved);
     Ok(served)
 }
 

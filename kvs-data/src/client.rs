@@ -49,6 +49,8 @@ pub struct Client<'s> {
     parked: bool,
     /// Its answers are of a data server that died, and may not be on disk.
     held_back: bool,
+    /// What is to be had of its input was taken already in this wave; whether the connection is sound.
+    taken: Option<bool>,
     /// When it is closed at the latest.
     pub linger_until: Option<Instant>,
 }
@@ -66,6 +68,7 @@ impl<'s> Client<'s> {
             held_until: None,
             parked: false,
             held_back: context.waits_for_sync() && connection.has_output(),
+            taken: None,
             linger_until: None,
             connection,
         }
@@ -109,6 +112,22 @@ impl<'s> Client<'s> {
         self.interest
     }
 
+    /// Takes what came, and has it looked at together with what came of others, if it is input that the client is waited for. It is
+    /// the wave's `place`th.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn join_wave(&mut self, context: &mut Context<'s>, place: usize) -> Result<(), Fatal> {
+        if self.interest != EventFlags::IN || self.at_end || self.connection.has_output() {
+            return Ok(());
+        }
+        context.joins_wave(self.connection.index(), place);
+        context.serves(self.connection.index());
+        self.taken = Some(self.take_input(context)?);
+        context.serves_nobody();
+        self.connection.add_to_wave(context)
+    }
+
     /// Executes what came and sends the answers.
     ///
     /// # Errors
@@ -125,7 +144,11 @@ impl<'s> Client<'s> {
     }
 
     fn serve_turn(&mut self, context: &mut Context<'s>) -> Result<Fate, Fatal> {
-        if !self.connection.has_output() && !self.at_end && !self.take_input(context)? {
+        let is_sound = match self.taken.take() {
+            Some(is_sound) => is_sound,
+            None => self.connection.has_output() || self.at_end || self.take_input(context)?,
+        };
+        if !is_sound {
             return Ok(Fate::Ends);
         }
         self.busy = true;

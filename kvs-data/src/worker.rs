@@ -15,7 +15,7 @@ use kvs_core::connection::slot::SlotIndex;
 use kvs_core::connection::{Connection, Fatal};
 use kvs_core::control::{ClientInfo, Transport};
 use kvs_core::liveness::FIRST_WORKER_SLOT;
-use kvs_core::segment::layout::WorkerSlot;
+use kvs_core::segment::layout::{WAVE_MAX, WorkerSlot};
 use kvs_core::sys::stream_position;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -274,13 +274,16 @@ impl<'s> Worker<'s> {
             }
             self.wait(&mut events);
             self.set_turn(self.slot.turn.load().wrapping_add(1));
-            let mut woken = false;
-            for event in events.drain(..) {
-                match event.data.u64() {
-                    WAKE => woken = true,
-                    token => self.serve(token as usize, event.flags)?,
+            let mut rest = &events[..];
+            // The wake-up is nobody's place.
+            while !rest.is_empty() {
+                let (wave, later) = rest.split_at(self.gather(rest)?);
+                for event in wave {
+                    self.serve(event.data.u64() as usize, event.flags)?;
                 }
+                rest = later;
             }
+            let woken = events.drain(..).any(|event| event.data.u64() == WAKE);
             // Places of closed clients are given away only here, when no event of this round can mean them.
             if woken {
                 self.obey()?;
@@ -296,6 +299,22 @@ impl<'s> Worker<'s> {
             self.tell_keepers();
             self.set_turn(self.slot.turn.load().wrapping_add(1));
         }
+    }
+
+    /// Takes what came of some clients, before any of it is executed, so that their cache misses overlap; of how many of the
+    /// events it did.
+    fn gather(&mut self, events: &[epoll::Event]) -> Result<usize, Fatal> {
+        self.context.begin_wave();
+        let mut count = 0;
+        while let Some(event) = events.get(count).filter(|_| count < WAVE_MAX && !self.context.is_wave_full())
+        {
+            if let Some(Some(client)) = self.clients.get_mut(event.data.u64() as usize) {
+                client.join_wave(&mut self.context, count)?;
+            }
+            count += 1;
+        }
+        self.context.end_wave();
+        Ok(count)
     }
 
     /// Waits for events. It looks for some time before it sleeps, if the last ones came so soon: to be woken takes longer. Not while
@@ -439,9 +458,14 @@ impl<'s> Worker<'s> {
 
     /// Goes on with the clients that were just being served: they may wait for an answer to what has been received already.
     fn begin_interrupted(&mut self) -> Result<(), Fatal> {
-        for served in self.shared.served.get().into_iter().flatten() {
-            let sits = |seat: &Option<Seated>| seat.as_ref().is_some_and(|client| client.index == *served);
-            if let Some(place) = self.places.seats.iter().position(sits) {
+        let Some(served) = self.shared.served.get() else { return Ok(()) };
+        let Some(&last) = served.iter().max() else { return Ok(()) };
+        // Thousands are looked at while clients wait.
+        let mut is_served = vec![false; last as usize + 1];
+        served.iter().for_each(|&index| is_served[index as usize] = true);
+        for place in 0..self.places.seats.len() {
+            let seat = self.places.seats[place].as_ref();
+            if seat.is_some_and(|client| is_served.get(client.index as usize) == Some(&true)) {
                 self.begin(place, false)?;
             }
         }

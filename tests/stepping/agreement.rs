@@ -6,7 +6,7 @@ use kvs_core::backup::record::Kind;
 use kvs_core::backup::ring::{Record, Ring};
 use kvs_core::connection::slot;
 use kvs_core::segment::Segment;
-use kvs_core::segment::layout::{ConnectionSlot, WorkerSlot};
+use kvs_core::segment::layout::{ConnectionSlot, RingPlace, WorkerSlot};
 use kvs_core::sys::memory::WORD_BYTES;
 use kvs_core::table::Table;
 use kvs_core::table::entry::Entry;
@@ -88,13 +88,13 @@ impl Agreement<'_> {
         }
         let received = slot.received.load().wrapping_sub(self.base.received);
         let unread = part(&self.expected.requests, executed, received)?;
-        self.ring_holds(slot.input.load(), u64::from(self.base.executed) + executed, unread, "requests")?;
+        self.ring_holds(&slot.input, u64::from(self.base.executed) + executed, unread, "requests")?;
         let sent = slot.sent.load().wrapping_sub(u64::from(self.base.produced));
         let outgoing = slot.outgoing_start.load().wrapping_sub(u64::from(self.base.produced));
         let in_ring = outgoing.clamp(sent, produced);
         self.entry_holds(slot, part(&self.expected.answers, in_ring, produced)?)?;
         let unsent = part(&self.expected.answers, sent, in_ring)?;
-        self.ring_holds(slot.output.load(), u64::from(self.base.produced) + sent, unsent, "answers")?;
+        self.ring_holds(&slot.output, u64::from(self.base.produced) + sent, unsent, "answers")?;
         Ok(done)
     }
 
@@ -115,17 +115,18 @@ impl Agreement<'_> {
         Ok(())
     }
 
-    fn ring_holds(&self, word: u64, at: u64, wanted: &[u8], what: &str) -> anyhow::Result<()> {
+    fn ring_holds(&self, ring: &RingPlace, at: u64, wanted: &[u8], what: &str) -> anyhow::Result<()> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let Some(ring) = Chunk::decode(word).filter(|chunk| chunk.offset != 0) else {
+        let base = ring.base.load();
+        let Some(ring) = Chunk::decode(ring.block.load()).filter(|chunk| chunk.offset != 0) else {
             return Err(violation(format!(
                 "there is no ring, and {} bytes of {what} should be in it",
                 wanted.len()
             )));
         };
-        let start = at % ring.bytes();
+        let start = at.wrapping_sub(base) % ring.bytes();
         let (first, second) = wanted.split_at(wanted.len().min((ring.bytes() - start) as usize));
         for (offset, wanted) in [(ring.offset + start, first), (ring.offset, second)] {
             let mut found = vec![0; wanted.len()];

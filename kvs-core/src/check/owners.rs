@@ -43,8 +43,8 @@ impl Walk<'_> {
             let slot: &ConnectionSlot = self.view.view().object(self.view.regions().connection(index))?;
             self.report.connections += u64::from(slot::is_used(slot));
             for (what, owner, is_list) in [
-                ("input buffer", &slot.input, false),
-                ("output buffer", &slot.output, false),
+                ("input buffer", &slot.input.block, false),
+                ("output buffer", &slot.output.block, false),
                 ("collected value", &slot.assembly, true),
                 ("outgoing answer", &slot.outgoing, true),
             ] {

@@ -101,7 +101,7 @@ fn check_tells_each_kind_of_damage() {
         ("slabs counted", |s| (place(s, &s.shard(0).expect("exists").slabs[3]), 77), "counts 77 slabs"),
         ("free map", |s| (s.regions().free_map(0, 0), u64::MAX), "free map"),
         ("garbage lost", |s| (place(s, &worker(s).garbage), 0), "neither free nor anybody's"),
-        ("ring lost", |s| (place(s, &connection(s).input), 0), "neither free nor anybody's"),
+        ("ring lost", |s| (place(s, &connection(s).input.block), 0), "neither free nor anybody's"),
         ("reserved bytes", |s| (place(s, &s.header().expect("exists").reserved_bytes), 1), "reserved"),
     ];
     for (name, change, expected) in cases {

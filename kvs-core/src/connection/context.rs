@@ -1,10 +1,10 @@
 //! What all connections of a worker share: the table, the worker's slot, buffers that are used again and again.
 
 use std::io::IoSlice;
-use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use super::Fatal;
+use super::look_ahead::{LookAhead, Read};
 use super::ring::{RING_ORDER, Ring};
 use super::slot::SlotIndex;
 use crate::backup::gate::{Admission, Gate};
@@ -12,15 +12,11 @@ use crate::backup::ring;
 use crate::control::StatisticOwned;
 use crate::instance::ByteSize;
 use crate::limits::KEY_BYTES_MAX;
-use crate::segment::layout::WorkerSlot;
+use crate::segment::layout::{RingPlace, WorkerSlot};
 use crate::session::Sessions;
 use crate::sys::counted_send::{CountedSend, UNKNOWN};
-use crate::sys::memory::Word;
 use crate::table::{KeyHash, Table};
-use crate::wire::{self, FRAME_HEADER_BYTES, Request, RequestBody};
 
-/// Requests of a pipeline whose buckets and entries are brought near before the first is executed.
-const LOOK_AHEAD_MAX: usize = 16;
 /// Homes of the table that a connection looks at in one turn, for pages of keys: it bounds the time others wait.
 const TURN_HOMES_MAX: usize = 1024;
 
@@ -74,36 +70,8 @@ pub struct Context<'s> {
     pub(super) homes_left: usize,
     rings_held: u64,
     rings_max: u64,
-    /// What was looked at ahead, and the first of it that isn't executed.
-    ahead: Vec<Seen>,
-    next: usize,
-}
-
-/// A request that was looked at ahead.
-struct Seen {
-    /// Where it begins in the stream.
-    position: u64,
-    /// The hash of its key.
-    hash: KeyHash,
-    /// It changes what is there.
-    is_change: bool,
-    /// What its home names for it is asked for.
-    is_near: bool,
-    /// What else is to be known of it, if it is a read.
-    read: Option<Read>,
-}
-
-/// A read that was decoded ahead.
-#[derive(Clone)]
-pub(super) struct Read {
-    /// The client's number of it.
-    pub number: u32,
-    /// The hash of its key.
-    pub hash: KeyHash,
-    /// Where in its frame the key is.
-    pub key: Range<usize>,
-    /// Bytes of its frame.
-    pub total: usize,
+    /// Requests that were looked at ahead.
+    ahead: LookAhead,
 }
 
 impl<'s> Context<'s> {
@@ -129,8 +97,7 @@ impl<'s> Context<'s> {
             homes_left: 0,
             rings_held: 0,
             rings_max,
-            ahead: Vec::with_capacity(LOOK_AHEAD_MAX),
-            next: 0,
+            ahead: LookAhead::new(),
         }
     }
 
@@ -161,6 +128,16 @@ impl<'s> Context<'s> {
         // What is there is of the one served before.
         memory.store(&self.slot.unix_sent, UNKNOWN);
         memory.store(&self.slot.serving, index + 1);
+    }
+
+    /// The connection in slot `index` is the wave's `place`th: should this process die before it is answered, it is among the first
+    /// that are gone on with.
+    ///
+    /// # Panics
+    /// When `place` is [`WAVE_MAX`] or more.
+    #[inline]
+    pub fn joins_wave(&self, index: SlotIndex, place: usize) {
+        self.table.segment().memory().store(&self.slot.wave[place], index + 1);
     }
 
     /// From now on nobody is: every slot says what is.
@@ -271,7 +248,7 @@ impl<'s> Context<'s> {
         )
     }
 
-    pub(super) fn take_ring(&mut self, owner: &Word) -> Result<Ring, Fatal> {
+    pub(super) fn take_ring(&mut self, owner: &RingPlace) -> Result<Ring, Fatal> {
         self.rings_held += 1;
         Ok(Ring::take(self.table.segment(), self.slot, owner, RING_ORDER)?)
     }
@@ -281,7 +258,7 @@ impl<'s> Context<'s> {
         self.rings_held += rings.into_iter().flatten().count() as u64;
     }
 
-    pub(super) fn give_back_ring(&mut self, ring: Ring, owner: &Word) -> Result<(), Fatal> {
+    pub(super) fn give_back_ring(&mut self, ring: Ring, owner: &RingPlace) -> Result<(), Fatal> {
         self.rings_held -= 1;
         Ok(ring.give_back(self.table.segment(), self.slot, owner)?)
     }
@@ -296,78 +273,53 @@ impl<'s> Context<'s> {
         self.rings_held > 2 * self.rings_max
     }
 
-    /// Brings near what the frames in `bytes`, which begin at stream position `at`, will need: first all buckets, then
-    /// all entries, so that their cache misses overlap. Does nothing while an earlier look is not used up.
-    pub(super) fn look_ahead(&mut self, at: u64, bytes: &[u8]) {
-        if self.seen(at).is_some() {
+    /// A wave begins: the requests of several clients are looked at ahead, and executed then.
+    pub fn begin_wave(&mut self) {
+        self.ahead.clear();
+    }
+
+    /// Whether the wave has as many requests as are worth looking at together.
+    pub fn is_wave_full(&self) -> bool {
+        self.ahead.is_full()
+    }
+
+    /// Nothing more comes to the wave.
+    pub fn end_wave(&mut self) {
+        self.ahead.fetch(self.table);
+    }
+
+    /// Brings near what the frames in `bytes`, which begin at stream position `at` of the connection, will need. They are part
+    /// of the wave that is being made.
+    pub(super) fn add_to_wave(&mut self, connection: u64, at: u64, bytes: &[u8]) {
+        self.ahead.look(self.table, connection, at, bytes);
+    }
+
+    /// The same, of a connection that is being served. Does nothing while an earlier look is not used up.
+    pub(super) fn look_ahead(&mut self, connection: u64, at: u64, bytes: &[u8]) {
+        if self.ahead.find(connection, at).is_some() {
             return;
         }
         self.ahead.clear();
-        self.next = 0;
-        let (mut position, mut rest) = (at, bytes);
-        while self.ahead.len() < LOOK_AHEAD_MAX {
-            let Ok(Some(extent)) = wire::peek(rest, rest.len()) else { break };
-            let Some(payload) = rest.get(FRAME_HEADER_BYTES..extent.total) else { break };
-            if let Some(seen) = self.look_at(position, payload, extent.total) {
-                self.table.prefetch_bucket(seen.hash);
-                self.ahead.push(seen);
-            }
-            position += extent.total as u64;
-            rest = &rest[extent.total..];
-        }
-        if self.ahead.len() > 1 {
-            self.ahead.iter_mut().for_each(|seen| {
-                seen.is_near = self.table.prefetch_entry(seen.hash, seen.is_change);
-            });
-            let beyond = self.ahead.iter().filter(|seen| !seen.is_near);
-            beyond.for_each(|seen| self.table.prefetch_entry_beyond(seen.hash, seen.is_change));
-        }
+        self.ahead.look(self.table, connection, at, bytes);
+        self.ahead.fetch(self.table);
     }
 
-    /// What concerns a key, of the request at stream position `position`.
-    fn look_at(&self, position: u64, payload: &[u8], total: usize) -> Option<Seen> {
-        let Request { number, body } = wire::decode_request(payload).ok()?;
-        let (key, is_read) = match body {
-            RequestBody::Get { key } => (key, true),
-            RequestBody::Set { key, .. }
-            | RequestBody::Delete { key }
-            | RequestBody::Increment { key, .. } => (key, false),
-            _ => return None,
-        };
-        let hash = self.table.hash_of(key);
-        let read = (is_read && (1..=KEY_BYTES_MAX).contains(&key.len())).then(|| {
-            let start = FRAME_HEADER_BYTES + (key.as_ptr().addr() - payload.as_ptr().addr());
-            Read { number, hash, key: start..start + key.len(), total }
-        });
-        Some(Seen { position, hash, is_change: !is_read, is_near: false, read })
-    }
-
-    /// The request at stream position `at`, if it was looked at ahead.
-    fn seen(&mut self, at: u64) -> Option<&Seen> {
-        while self.ahead.get(self.next)?.position < at {
-            self.next += 1;
-        }
-        self.ahead.get(self.next).filter(|seen| seen.position == at)
-    }
-
-    /// The read at stream position `at`, if it was decoded ahead.
+    /// The read at stream position `at` of the connection, if it was decoded ahead.
     #[inline]
-    pub(super) fn read_ahead(&mut self, at: u64) -> Option<Read> {
-        self.seen(at)?.read.clone()
+    pub(super) fn read_ahead(&mut self, connection: u64, at: u64) -> Option<Read> {
+        self.ahead.find(connection, at)?.read.clone()
     }
 
-    /// The hash of the key of the request at stream position `at`.
-    pub(super) fn hash_of(&mut self, at: u64, key: &[u8]) -> KeyHash {
-        match self.seen(at) {
+    /// The hash of the key of the request at stream position `at` of the connection.
+    pub(super) fn hash_of(&mut self, connection: u64, at: u64, key: &[u8]) -> KeyHash {
+        match self.ahead.find(connection, at) {
             Some(seen) => seen.hash,
             None => self.table.hash_of(key),
         }
     }
 
-    /// The turn of a connection begins. What was looked ahead was another's.
+    /// The turn of a connection begins.
     pub(super) fn begin_turn(&mut self) {
-        self.ahead.clear();
-        self.next = 0;
         self.homes_left = TURN_HOMES_MAX;
     }
 }

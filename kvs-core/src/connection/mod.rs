@@ -15,6 +15,7 @@
 //! | [`request`] | executing one request |
 //! | `in_session` | executing a change once, however often the client repeats it |
 //! | [`large`] | values and answers larger than a ring |
+//! | `look_ahead` | having the table's cache misses of several requests overlap |
 //! | [`resume`] | going on where a dead data server stopped |
 //!
 //! Invariants
@@ -35,6 +36,7 @@ mod in_session_crashes;
 #[cfg(all(test, not(miri), not(feature = "shuttle")))]
 mod in_session_tests;
 pub mod large;
+mod look_ahead;
 pub mod request;
 pub mod resume;
 pub mod ring;
@@ -66,6 +68,9 @@ use slot::{Phase, SlotIndex};
 /// Room in the output ring without which no request is begun: more than any answer but a value, a page or the
 /// counters takes.
 const ANSWER_ROOM: u64 = 1024;
+/// Different places in their rings at which connections begin, and bytes between them.
+const COLORS: u64 = 64;
+const COLOR_BYTES: u64 = 128;
 /// Bytes of a refused client's input that are read and thrown away, so that it gets to see the error.
 const LINGER_BYTES_MAX: u64 = 1 << 20;
 
@@ -191,7 +196,7 @@ impl<'s> Connection<'s> {
         }
     }
 
-    /// The free part of the input ring, for the kernel to fill.
+    /// The free part of the input ring, for the kernel to fill; not all of it when it is in two parts, of which one is large.
     ///
     /// # Errors
     /// [`Fatal`].
@@ -201,14 +206,35 @@ impl<'s> Connection<'s> {
             None => context.take_ring(&self.slot.input)?,
         };
         let ring = self.input.insert(ring);
+        if self.executed == self.received {
+            ring.rebase(self.segment.memory(), &self.slot.input, self.received, color(self.index));
+        }
         let end = self.executed + ring.capacity();
-        Ok(ring.parts_mut(self.segment.memory(), self.received, end)?)
+        let (first, second) = ring.parts_mut(self.segment.memory(), self.received, end)?;
+        let is_enough = first.len() as u64 >= extents_bytes(RING_ORDER) / 2;
+        Ok((first, if is_enough { &mut [] } else { second }))
     }
 
     /// Notes that the kernel put `count` bytes there.
     pub fn received(&mut self, count: u64) {
         self.received += count;
         self.segment.memory().store(&self.slot.received, self.received);
+    }
+
+    /// Brings near what the requests will need that were just received, together with those of other clients.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn add_to_wave(&self, context: &mut Context<'s>) -> Result<(), Fatal> {
+        let is_between_frames = self.phase == Phase::Open
+            && self.executed >= self.discard_until
+            && self.assembly.is_none()
+            && self.outgoing.is_none();
+        if is_between_frames && let Some(ring) = &self.input {
+            let (first, _) = ring.parts(self.segment.memory(), self.executed, self.received)?;
+            context.add_to_wave(self.id, self.executed, first);
+        }
+        Ok(())
     }
 
     /// Notes that the client has sent its last byte: from then on the kernel's count of its bytes is one more.
@@ -405,7 +431,7 @@ impl<'s> Connection<'s> {
         let (first, second) = ring.parts(self.segment.memory(), self.executed, self.received)?;
         // Behind the greeting, which is a request of its own.
         if self.phase == Phase::Open
-            && let Some(read) = context.read_ahead(self.executed)
+            && let Some(read) = context.read_ahead(self.id, self.executed)
             && let Some(key) = first.get(read.key)
         {
             return self.get(context, self.executed + read.total as u64, read.number, (read.hash, key));
@@ -427,7 +453,7 @@ impl<'s> Connection<'s> {
             return Ok(Step::NeedsInput);
         }
         if first.len() >= extent.total {
-            context.look_ahead(self.executed, first);
+            context.look_ahead(self.id, self.executed, first);
             let payload = &first[FRAME_HEADER_BYTES..extent.total];
             return self.request(context, payload, extent);
         }
@@ -589,6 +615,11 @@ impl<'s> Connection<'s> {
         self.discard_until = self.received;
         transaction
     }
+}
+
+/// Where in its rings a connection begins: if all did so with the first byte, their bytes would be in a few sets of the caches.
+const fn color(index: SlotIndex) -> u64 {
+    index % COLORS * COLOR_BYTES
 }
 
 const fn extents_bytes(order: usize) -> u64 {

@@ -9,7 +9,7 @@ use super::context::{Context, Counter};
 use super::in_session::Turn;
 use super::ring::RING_ORDER;
 use super::slot::Phase;
-use super::{ANSWER_ROOM, Connection, Fatal, Step, extents_bytes, slot};
+use super::{ANSWER_ROOM, Connection, Fatal, Step, color, extents_bytes, slot};
 use crate::backup::gate::Admission;
 use crate::control::StatisticOwned;
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX_LIMIT};
@@ -168,7 +168,7 @@ impl<'s> Connection<'s> {
         key: &[u8],
     ) -> Result<Result<KeyHash, Step>, Fatal> {
         if (1..=KEY_BYTES_MAX).contains(&key.len()) {
-            return Ok(Ok(context.hash_of(self.executed, key)));
+            return Ok(Ok(context.hash_of(self.id, self.executed, key)));
         }
         let found = key.len();
         let message = format!("a key of {found} bytes is not possible; keys have 1 to {KEY_BYTES_MAX} bytes");
@@ -415,6 +415,11 @@ impl<'s> Connection<'s> {
     pub(super) fn ensure_output(&mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
         if self.output.is_none() {
             self.output = Some(context.take_ring(&self.slot.output)?);
+        }
+        if self.sent == self.produced
+            && let Some(ring) = &mut self.output
+        {
+            ring.rebase(self.segment.memory(), &self.slot.output, self.produced, color(self.index));
         }
         Ok(())
     }

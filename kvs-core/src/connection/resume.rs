@@ -169,8 +169,8 @@ impl<'s> Connection<'s> {
             place: None,
         };
         connection.outgoing = connection.outgoing_of(context)?;
-        connection.input = Ring::named(segment, slot.input.load())?;
-        connection.output = Ring::named(segment, slot.output.load())?;
+        connection.input = Ring::named(segment, &slot.input)?;
+        connection.output = Ring::named(segment, &slot.output)?;
         let unread = connection.received - connection.executed;
         let ring_end = connection.outgoing.as_ref().map_or(produced, |outgoing| outgoing.start);
         for (ring, bytes) in

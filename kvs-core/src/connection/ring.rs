@@ -1,20 +1,22 @@
 //! Ring buffers of connections, and the bytes of their block lists, as slices for the kernel to fill and to take.
 //!
-//! A ring is a block of the arena that the connection's slot names, so it outlives the process; stream positions, taken
-//! modulo its size, say where a byte is. When the arena has no block left, the ring is memory of this process
+//! A ring is a block of the arena that the connection's slot names, so it outlives the process. Stream positions say where a byte is:
+//! counted from the ring's base, modulo its size. Whenever nothing is in the ring, its base is moved up to where the stream is, so
+//! a client that waits for its answers has the same few cache lines served again and again. When the arena has no block left, the ring is memory of this process
 //! instead: a store that is full of data can still be read and tidied up, and only a restart would cost such a
 //! connection.
 //!
 //! Invariants
 //! - Each ring has one owner, the connection, and each connection one worker: nobody else touches the bytes.
 //! - The slot's word names the block from the transaction that takes it to the one that gives it back.
+//! - The base moves only while nothing is in the ring, so it needs no transaction: whoever finds the old or the new one finds no byte.
 #![allow(unsafe_code)]
 
 use crate::arena::block_list::Chunk;
 use crate::arena::extents::{self, AllocateError, block_bytes};
 use crate::segment::Segment;
-use crate::segment::layout::WorkerSlot;
-use crate::sys::memory::{Damaged, Memory, Word};
+use crate::segment::layout::{RingPlace, WorkerSlot};
+use crate::sys::memory::{Damaged, Memory};
 use crate::transaction::{Transaction, TransactionError};
 
 /// Order of a ring as connections begin with: 32 KiB.
@@ -31,6 +33,8 @@ enum Place {
 pub struct Ring {
     place: Place,
     order: usize,
+    /// Stream position of its first byte.
+    base: u64,
 }
 
 impl Ring {
@@ -41,28 +45,29 @@ impl Ring {
     pub fn take(
         segment: &Segment,
         slot: &WorkerSlot,
-        owner: &Word,
+        owner: &RingPlace,
         order: usize,
     ) -> Result<Self, TransactionError> {
         let mut transaction = Transaction::begin(segment, slot);
-        let ring = Self::allocate(&mut transaction, order)?;
-        transaction.store(owner, ring.word());
+        let ring = Self::allocate(&mut transaction, order, owner.base.load())?;
+        transaction.store(&owner.block, ring.word());
         transaction.commit()?;
         Ok(ring)
     }
 
-    /// The ring that a slot's word names; None when it names none.
+    /// The ring that a slot names; None when it names none.
     ///
     /// # Errors
-    /// [`Damaged`] when the word can't be one.
-    pub fn named(segment: &Segment, word: u64) -> Result<Option<Self>, Damaged> {
+    /// [`Damaged`] when there can't be one.
+    pub fn named(segment: &Segment, owner: &RingPlace) -> Result<Option<Self>, Damaged> {
+        let word = owner.block.load();
         if word == 0 {
             return Ok(None);
         }
         let chunk =
             Chunk::decode(word).filter(|chunk| segment.regions().in_data(chunk.offset, chunk.bytes()));
         let Chunk { offset, order } = chunk.ok_or(Damaged { offset: word })?;
-        Ok(Some(Self { place: Place::Segment(offset), order }))
+        Ok(Some(Self { place: Place::Segment(offset), order, base: owner.base.load() }))
     }
 
     /// Gives it back and clears `owner`.
@@ -73,7 +78,7 @@ impl Ring {
         self,
         segment: &Segment,
         slot: &WorkerSlot,
-        owner: &Word,
+        owner: &RingPlace,
     ) -> Result<(), TransactionError> {
         match self.place {
             Place::Process(_) => Ok(()),
@@ -90,31 +95,35 @@ impl Ring {
         self,
         segment: &Segment,
         slot: &WorkerSlot,
-        owner: &Word,
+        owner: &RingPlace,
         (from, to): (u64, u64),
     ) -> Result<Self, TransactionError> {
         let memory = segment.memory();
         let mut transaction = Transaction::begin(segment, slot);
-        let mut larger = Self::allocate(&mut transaction, RING_ORDER_MAX)?;
+        let mut larger = Self::allocate(&mut transaction, RING_ORDER_MAX, self.base)?;
         let (first, second) = self.parts(memory, from, to)?;
         larger.write(memory, from, first)?;
         larger.write(memory, from + first.len() as u64, second)?;
         if let Place::Segment(offset) = self.place {
             extents::free(&mut transaction, offset, self.order)?;
         }
-        transaction.store(owner, larger.word());
+        transaction.store(&owner.block, larger.word());
         transaction.commit()?;
         Ok(larger)
     }
 
     /// A ring of `order` whose block is taken by `transaction`; of this process's memory when there is none. Until the
     /// transaction ends the arena's lock keeps others from the block.
-    fn allocate(transaction: &mut Transaction<'_>, order: usize) -> Result<Self, TransactionError> {
+    fn allocate(
+        transaction: &mut Transaction<'_>,
+        order: usize,
+        base: u64,
+    ) -> Result<Self, TransactionError> {
         match extents::allocate(transaction, order) {
-            Ok(offset) => Ok(Self { place: Place::Segment(offset), order }),
+            Ok(offset) => Ok(Self { place: Place::Segment(offset), order, base }),
             Err(AllocateError::OutOfMemory(_)) => {
                 let bytes = vec![0; block_bytes(order) as usize].into_boxed_slice();
-                Ok(Self { place: Place::Process(bytes), order })
+                Ok(Self { place: Place::Process(bytes), order, base })
             }
             Err(AllocateError::Transaction(error)) => Err(error),
         }
@@ -131,6 +140,19 @@ impl Ring {
     /// Its order.
     pub fn order(&self) -> usize {
         self.order
+    }
+
+    /// Has stream position `at` lie in the byte that is `color` bytes behind its first, while nothing is in it.
+    #[inline]
+    pub fn rebase(&mut self, memory: &Memory, owner: &RingPlace, at: u64, color: u64) {
+        self.base = at.wrapping_sub(color);
+        memory.store(&owner.base, self.base);
+    }
+
+    /// Where in it the byte of stream position `at` is.
+    #[inline(always)]
+    fn start(&self, at: u64) -> u64 {
+        at.wrapping_sub(self.base) % self.capacity()
     }
 
     /// Its size, in bytes.
@@ -152,7 +174,7 @@ impl Ring {
     ) -> Result<(&'r mut [u8], &'r mut [u8]), Damaged> {
         let capacity = self.capacity();
         let length = (to - from).min(capacity);
-        let start = from % capacity;
+        let start = self.start(from);
         let first = length.min(capacity - start);
         match &mut self.place {
             // SAFETY: the block is this ring's own, named by the slot of a connection that has one worker; the two
@@ -193,7 +215,7 @@ impl Ring {
     ) -> Result<(&'r [u8], &'r [u8]), Damaged> {
         let capacity = self.capacity();
         let length = (to - from).min(capacity);
-        let start = from % capacity;
+        let start = self.start(from);
         let first = length.min(capacity - start);
         match &self.place {
             // SAFETY: as in `parts_mut`; `&self` keeps mutable slices of it away.
@@ -211,19 +233,23 @@ impl Ring {
     }
 }
 
-/// Gives the block back that a slot's `owner` word names, if any, and clears the word.
+/// Gives the block back that a slot's `owner` names, if any, and clears the word that names it.
 ///
 /// # Errors
 /// [`TransactionError`] when the transaction can't go on or the word can't be one.
-pub fn give_back_named(segment: &Segment, slot: &WorkerSlot, owner: &Word) -> Result<(), TransactionError> {
-    let word = owner.load();
+pub fn give_back_named(
+    segment: &Segment,
+    slot: &WorkerSlot,
+    owner: &RingPlace,
+) -> Result<(), TransactionError> {
+    let word = owner.block.load();
     if word == 0 {
         return Ok(());
     }
     let chunk = Chunk::decode(word).ok_or(Damaged { offset: word })?;
     let mut transaction = Transaction::begin(segment, slot);
     extents::free(&mut transaction, chunk.offset, chunk.order)?;
-    transaction.store(owner, 0);
+    transaction.store(&owner.block, 0);
     transaction.commit()
 }
 
@@ -246,9 +272,11 @@ mod tests {
     fn ring_bytes_survive_wrapping_and_enlarging() {
         let segment = Segment::on_heap(CAPACITY_BYTES_MIN).expect("heap memory");
         let slot: &WorkerSlot = segment.memory().object(segment.regions().worker(0)).expect("exists");
-        let owner = segment.memory().word(segment.regions().worker(1).bytes()).expect("exists");
+        let place = crate::sys::memory::Offset::new(segment.regions().worker(1).bytes());
+        let owner: &RingPlace = segment.memory().object(place).expect("exists");
         let mut ring = Ring::take(&segment, slot, owner, RING_ORDER).expect("room");
-        assert_ne!(owner.load(), 0);
+        assert_ne!(owner.block.load(), 0);
+        ring.rebase(segment.memory(), owner, 1000, 1000);
         let (from, to) = (32_000, 32_000 + 5_000);
         let bytes: Vec<u8> = (0..5_000u32).map(|at| at as u8).collect();
         let (first, second) = ring.parts_mut(segment.memory(), from, to).expect("in bounds");
@@ -260,7 +288,7 @@ mod tests {
         let (first, second) = ring.parts(segment.memory(), from, to).expect("in bounds");
         assert_eq!([first, second].concat(), bytes);
         ring.give_back(&segment, slot, owner).expect("owned");
-        assert_eq!(owner.load(), 0);
+        assert_eq!(owner.block.load(), 0);
         give_back_named(&segment, slot, owner).expect("nothing to do");
     }
 }

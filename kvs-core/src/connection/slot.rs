@@ -164,7 +164,7 @@ pub fn abandon(
 ) -> Result<(), TransactionError> {
     session::leave(segment, worker, slot, session::now_ms())?;
     let mut transaction = Transaction::begin(segment, worker);
-    for word in [&slot.assembly, &slot.outgoing, &slot.input, &slot.output, &slot.state] {
+    for word in [&slot.assembly, &slot.outgoing, &slot.input.block, &slot.output.block, &slot.state] {
         transaction.store(word, 0);
     }
     transaction.commit()

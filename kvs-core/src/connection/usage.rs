@@ -35,7 +35,7 @@ impl Usage {
         for index in 0..slots_reserved {
             let slot: &ConnectionSlot = segment.memory().object(segment.regions().connection(index))?;
             usage.slots += u64::from(slot::is_used(slot));
-            for ring in [&slot.input, &slot.output].map(|word| word.load()) {
+            for ring in [&slot.input, &slot.output].map(|ring| ring.block.load()) {
                 usage.add((ring != 0).then(|| Chunk::decode(ring).map_or(0, Chunk::bytes)));
             }
             for list in [slot.assembly.load(), slot::outgoing_list(slot.outgoing.load())] {

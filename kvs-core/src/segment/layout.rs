@@ -27,7 +27,7 @@ use crate::sys::robust_mutex::RobustMutex;
 /// First eight bytes of a segment: `kvs-seg` and a zero.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"kvs-seg\0");
 /// Version of the layout; raised with every change of it.
-pub const LAYOUT_VERSION: u64 = 3;
+pub const LAYOUT_VERSION: u64 = 4;
 
 /// Page size that all regions are aligned to, in bytes.
 pub const PAGE_BYTES: u64 = 4096;
@@ -54,6 +54,8 @@ pub const SHARDS_MAX: u64 = 256;
 pub const SHARDS_MIN: u64 = 4;
 /// Words a redo log has room for. The largest transaction is a growth step, which moves every entry of one home.
 pub const LOG_WORDS: usize = 640;
+/// Most clients from whom a worker takes input before it executes any of it.
+pub const WAVE_MAX: usize = 16;
 /// Unit in which a bucket region is reserved, in bytes.
 pub const BUCKET_RESERVE_BYTES: u64 = PAGE_BYTES;
 /// Size of a worker's backup ring, in bytes: what it changes while the backup thread is busy with the batch before.
@@ -78,6 +80,7 @@ pub const LAYOUT_HASH: u64 = {
         REACH_MAX,
         LOG_WORDS as u64,
         BACKUP_RING_BYTES,
+        WAVE_MAX as u64,
         WORKERS_MAX as u64,
         CONNECTIONS_MAX_LIMIT as u64,
         SESSIONS_MAX,
@@ -258,8 +261,11 @@ shared_struct! {
         turn: Word,
         /// Block list of a large value that is being loaded from the backup file; 0 for none.
         loading: Word,
+        /// Indexes of the connection slots, plus 1, from which input was taken last before any of it was executed; 0 for none. What
+        /// is left of earlier ones does no harm.
+        wave: [Word; WAVE_MAX],
         /// Fills up to a multiple of the cache line.
-        reserved: [Word; 39],
+        reserved: [Word; 23],
         /// The redo log.
         log: [LogEntry; LOG_WORDS],
         /// Fills up to whole pages.
@@ -268,22 +274,33 @@ shared_struct! {
 }
 
 shared_struct! {
+    /// A ring buffer of a connection.
+    pub struct RingPlace, 16, {
+        /// Its block: offset with its order in the low bits; 0 for none. Valid while there is something in it.
+        block: Word,
+        /// Stream position of its first byte, and of every byte that is a multiple of its size behind. Changes only while there is
+        /// nothing in it.
+        base: Word,
+    }
+}
+
+shared_struct! {
     /// What one connection keeps in the segment. Only the worker it belongs to writes it.
     pub struct ConnectionSlot, 256, {
         /// 0: free. Else in use: 1 Hello is awaited, 2 requests are served, 3 the client was refused.
         state: Word,
-        /// Number of the connection, given by the front server, never reused while the segment lives.
-        id: Word,
         /// How far input is executed (low 32 bits) and output produced (high 32 bits), modulo 2^32 each.
         committed: Word,
         /// Bytes of input taken from the socket.
         received: Word,
         /// Bytes of output given to the socket.
         sent: Word,
-        /// Input buffer: offset with its order in the low bits; 0 for none. Valid while there is something in it.
-        input: Word,
-        /// Output buffer, likewise.
-        output: Word,
+        /// Input buffer.
+        input: RingPlace,
+        /// Output buffer.
+        output: RingPlace,
+        /// Number of the connection, given by the front server, never reused while the segment lives.
+        id: Word,
         /// Block list that collects a value larger than the input buffer; 0 for none. Nothing of its frame is consumed, or
         /// all of it is done with, while `assembly_end` is 0.
         assembly: Word,
@@ -314,7 +331,7 @@ shared_struct! {
         /// Index of the session whose changes come over this connection, and one; 0 for none.
         session: Word,
         /// Room for later fields.
-        spare: [Word; 9],
+        spare: [Word; 7],
     }
 }
 
