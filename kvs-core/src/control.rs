@@ -101,7 +101,7 @@ pub struct Seat {
 
 /// Version of the messages; raised with every change of one, so that an upgrade does not put two releases together that don't
 /// understand each other.
-pub const CONTROL_VERSION: u32 = 1;
+pub const CONTROL_VERSION: u32 = 2;
 
 /// What a data server is launched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -323,6 +323,12 @@ pub enum DataMessage {
         /// From its first instruction to here, in microseconds.
         took_us: u64,
     },
+    /// Descriptors: the epolls of its workers, which the front server keeps until this data server has ended: see
+    /// [`crate::sys::priority`].
+    Epolls {
+        /// Its worker threads.
+        workers: u32,
+    },
     /// It can't serve, and ends.
     Failed {
         /// Why, and what to do.
@@ -385,6 +391,7 @@ impl Message for DataMessage {
                 estate.descriptors() + 3 + if standby.is_some() { 3 } else { 0 }
             }
             DataMessage::Introduce { connections, .. } => connections.len(),
+            DataMessage::Epolls { workers } => *workers as usize,
             DataMessage::Ready { .. } | DataMessage::NewFront => 1,
             _ => 0,
         }

@@ -270,8 +270,20 @@ impl Server {
         let file = start::descriptor(&self.shared.segment)?;
         match control::send(self.fronts.socket().as_fd(), &ready, &[file.as_fd()]) {
             // One that is gone is replaced by one that need not be told.
-            Ok(()) | Err(ControlError::Passing(_)) => Ok(()),
-            Err(error) => Err(error.into()),
+            Ok(()) | Err(ControlError::Passing(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.lend_epolls();
+        Ok(())
+    }
+
+    /// Has the front server keep the workers' epolls, so that this process's end is a short one.
+    fn lend_epolls(&self) {
+        let epolls: Vec<BorrowedFd<'_>> =
+            self.workers.iter().map(|worker| worker.bench.epoll.as_fd()).collect();
+        let lent = DataMessage::Epolls { workers: u32::try_from(epolls.len()).unwrap_or(u32::MAX) };
+        if let Err(error) = control::send(self.fronts.socket().as_fd(), &lent, &epolls) {
+            log::debug!("the end of this process will take longer: {error}");
         }
     }
 
@@ -295,6 +307,7 @@ impl Server {
                 Some((message, sockets)) => self.obey(message, sockets),
                 None if self.fronts.replace() => {
                     self.introduce_clients();
+                    self.lend_epolls();
                     // It knows nobody whom this data server doesn't.
                     self.settle();
                 }

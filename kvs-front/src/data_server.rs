@@ -21,6 +21,7 @@ use anyhow::Context as _;
 use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Role, Seat};
 use kvs_core::liveness::{LivenessPage, MAIN_SLOT};
 use kvs_core::sys::launch::{self, Child};
+use kvs_core::sys::priority;
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_front::{process, program};
 use rustix::net::sockopt;
@@ -130,7 +131,7 @@ impl DataServer {
 
     /// Starts the thread that receives.
     fn receive(&self, front: &Arc<Front>, end: End) -> anyhow::Result<()> {
-        let receiver = Receiver { end, strangers: Arc::clone(&self.strangers) };
+        let receiver = Receiver { end, strangers: Arc::clone(&self.strangers), epolls: Vec::new() };
         let (front, socket, generation) = (Arc::clone(front), Arc::clone(&self.socket), self.generation);
         let receiving = std::thread::Builder::new()
             .name("receive-data".into())
@@ -259,10 +260,12 @@ struct Receiver {
     end: End,
     /// Workers of it that have not introduced all their clients yet.
     strangers: Arc<AtomicU32>,
+    /// What its workers wait in.
+    epolls: Vec<OwnedFd>,
 }
 
 impl Receiver {
-    fn run(self, front: &Front, socket: BorrowedFd<'_>, generation: u64) {
+    fn run(mut self, front: &Front, socket: BorrowedFd<'_>, generation: u64) {
         loop {
             match control::receive::<DataMessage>(socket) {
                 Ok(Some((message, descriptors))) => self.take(front, generation, message, descriptors),
@@ -284,9 +287,14 @@ impl Receiver {
             log::info!("the data server has ended: {status}");
         }
         let _ = front.events.send(Event::Ended(generation, status));
+        // Thousands of sockets are taken out of them now, which nobody waits for.
+        if let Err(error) = priority::give_way_from_now_on() {
+            log::debug!("letting epolls go takes time from others: {error}");
+        }
+        drop(self.epolls);
     }
 
-    fn take(&self, front: &Front, generation: u64, message: DataMessage, descriptors: Vec<OwnedFd>) {
+    fn take(&mut self, front: &Front, generation: u64, message: DataMessage, descriptors: Vec<OwnedFd>) {
         match message {
             DataMessage::Closed { connections } => front.clients.remove(&connections),
             DataMessage::Stats { .. } | DataMessage::Clients { .. } => front.link.answer(message),
@@ -308,6 +316,7 @@ impl Receiver {
                 // There may be many more, while clients wait for their answers.
                 std::thread::yield_now();
             }
+            DataMessage::Epolls { .. } => self.epolls = descriptors,
             DataMessage::Quit => _ = front.events.send(Event::Quit),
             message => _ = front.events.send(Event::Said(generation, message, descriptors)),
         }

@@ -9,13 +9,12 @@ use kvs_front::options::ServerOptions;
 use kvs_front::process;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What the front server needs besides its clients: standard streams, listening sockets, the data server's socket, process,
-/// liveness page and segment, twice while one takes over from another; refused clients that still read why; operators.
-const FRONT_OWN: u64 = 52;
-/// What the data server needs besides its clients and workers: the listening sockets too, for the next front server, and that
-/// one's process and socket; the segment and the files of the backup.
-const DATA_OWN: u64 = 32;
-/// What one of its workers needs.
+/// What a server needs besides its clients. The front server: standard streams, listening sockets, the data server's socket, process,
+/// liveness page and segment, twice while one takes over from another; refused clients that still read why; operators. The data server,
+/// which needs less: the listening sockets too, for the next front server, and that one's process and socket; the segment
+/// and the files of the backup.
+const OWN: u64 = 52;
+/// What one worker takes: in the data server two, in the front server its epoll, twice while one takes over from another.
 const WORKER_OWN: u64 = 2;
 
 /// How many clients there may be at a time.
@@ -69,9 +68,9 @@ pub fn raise(options: &ServerOptions) -> anyhow::Result<ConnectionLimit> {
     Ok(limit)
 }
 
-/// Descriptors that the server which needs more of them needs besides its clients.
+/// Descriptors that a server needs besides its clients.
 fn own(workers: u64) -> u64 {
-    FRONT_OWN.max(DATA_OWN + WORKER_OWN * workers)
+    OWN + WORKER_OWN * workers
 }
 
 /// How many of `wanted` clients there is room for; None when there is none for any.
@@ -91,12 +90,12 @@ mod tests {
     #[test]
     fn descriptors_leave_room_for_as_many_clients_as_both_servers_can_hold() {
         let limit = |most, by_descriptors| Some(ConnectionLimit { most, by_descriptors });
-        assert_eq!(room(10_000, own(2), 1_024), limit(972, true));
+        assert_eq!(room(10_000, own(2), 1_024), limit(968, true));
         assert_eq!(room(10_000, own(2), u64::MAX), limit(10_000, false));
-        assert_eq!(room(10_000, own(2), 10_052), limit(10_000, false));
-        assert_eq!(room(100, own(63), 256), limit(98, true));
-        assert_eq!(room(10, own(1), 52), None);
-        assert_eq!(room(10, own(1), 53), limit(1, true));
+        assert_eq!(room(10_000, own(2), 10_056), limit(10_000, false));
+        assert_eq!(room(100, own(63), 256), limit(78, true));
+        assert_eq!(room(10, own(1), 54), None);
+        assert_eq!(room(10, own(1), 55), limit(1, true));
     }
 
     #[test]
