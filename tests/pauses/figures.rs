@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::watch::Gaps;
+
 /// What was measured of one store in one situation.
 pub struct Row {
     /// Which store, and how it was started.
@@ -13,10 +15,10 @@ pub struct Row {
     pub entries: u64,
     /// How many connections there were.
     pub connections: usize,
-    /// The longest gap around each kill.
-    pub gaps: Vec<Duration>,
-    /// The longest gap in as long a time without a kill.
-    pub calm: Vec<Duration>,
+    /// The longest gaps around each kill.
+    pub gaps: Vec<Gaps>,
+    /// Those in as long a time without a kill.
+    pub calm: Vec<Gaps>,
     /// Connections that were lost, over all kills.
     pub connections_lost: u64,
     /// Keys that were lost, at the worst kill.
@@ -25,28 +27,32 @@ pub struct Row {
 
 /// The head of the table.
 pub fn heading() -> String {
-    "| store | killed | entries | connections | kills | median | p99 | longest | the same without a kill: median | p99 | connections lost | keys lost |\n\
-     |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    "| store | killed | entries | connections | kills | median | p99 | longest | of the take-over itself: median | without a kill: median | p99 | connections lost | keys lost |\n\
+     |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
         .into()
 }
 
 impl Row {
     /// The row of the table.
     pub fn line(&self) -> String {
-        let at =
-            |samples: &[Duration], part: f64| percentile(samples, part).map_or_else(|| "–".into(), readable);
+        let of = |samples: Vec<Duration>, part: f64| {
+            percentile(samples, part).map_or_else(|| "–".into(), readable)
+        };
+        let longest = |gaps: &[Gaps], part: f64| of(gaps.iter().map(|gaps| gaps.longest).collect(), part);
+        let first = self.gaps.iter().map(|gaps| gaps.first).collect();
         format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             self.store,
             self.victim,
             grouped(self.entries),
             grouped(self.connections as u64),
             self.gaps.len(),
-            at(&self.gaps, 0.5),
-            at(&self.gaps, 0.99),
-            at(&self.gaps, 1.0),
-            at(&self.calm, 0.5),
-            at(&self.calm, 0.99),
+            longest(&self.gaps, 0.5),
+            longest(&self.gaps, 0.99),
+            longest(&self.gaps, 1.0),
+            of(first, 0.5),
+            longest(&self.calm, 0.5),
+            longest(&self.calm, 0.99),
             grouped(self.connections_lost),
             grouped(self.keys_lost),
         )
@@ -58,8 +64,8 @@ impl Row {
         for (kind, samples) in [("kill", &self.gaps), ("calm", &self.calm)] {
             for gap in samples {
                 let Row { store, victim, entries, connections, .. } = self;
-                let gap = gap.as_secs_f64() * 1e6;
-                _ = writeln!(text, "{store},{victim},{entries},{connections},{kind},{gap:.1}");
+                let [longest, first] = [gap.longest, gap.first].map(|gap| gap.as_secs_f64() * 1e6);
+                _ = writeln!(text, "{store},{victim},{entries},{connections},{kind},{longest:.1},{first:.1}");
             }
         }
         text
@@ -67,11 +73,10 @@ impl Row {
 }
 
 /// The columns of [`Row::csv`].
-pub const CSV_HEADING: &str = "store,killed,entries,connections,window,longest_gap_us\n";
+pub const CSV_HEADING: &str = "store,killed,entries,connections,window,longest_gap_us,first_gap_us\n";
 
 /// The sample below which that part of all is, the nearest one from above.
-fn percentile(samples: &[Duration], part: f64) -> Option<Duration> {
-    let mut sorted = samples.to_vec();
+fn percentile(mut sorted: Vec<Duration>, part: f64) -> Option<Duration> {
     sorted.sort_unstable();
     let rank = (sorted.len() as f64 * part).ceil().max(1.0) as usize;
     sorted.get(rank - 1).copied()

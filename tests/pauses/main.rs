@@ -1,10 +1,11 @@
 //! The pause that a client sees when a server is killed, beside what clients of Redis and of memcached suffer.
 //!
 //! A client that was connected before asks in a closed loop over TCP; what counts is its longest gap between two right answers, in the tenth
-//! of a second from each `kill -9` on (longer if the gap is). All other connections are idle. As many tenths of a second without a kill tell
-//! what the machine adds by itself. Redis (append-only file, rewritten before, so that it loads fast) and memcached are killed with
-//! the same signal and started again at once; their client connects again as fast as it can. memcached keeps nothing: its client's
-//! gap ends with the answer that the key is gone.
+//! of a second from each `kill -9` on (longer if the gap is). Beside it stands the longest of those gaps that began in the first
+//! millisecond: the take-over itself. Later ones come of what is done behind the scenes, above all of making the next standby ready.
+//! All other connections are idle. As many tenths of a second without a kill tell what the machine adds by itself. Redis (append-only
+//! file, rewritten before, so that it loads fast) and memcached are killed with the same signal and started again at once; their
+//! client connects again as fast as it can. memcached keeps nothing: its client's gap ends with the answer that the key is gone.
 //!
 //! ```text
 //! cargo run --release -p kvs-harness --bin pauses -- --quick

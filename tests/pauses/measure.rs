@@ -11,7 +11,7 @@ use super::figures::Row;
 use super::peers::Peer;
 use super::speak::Speak;
 use super::stores::{Kvs, Victim};
-use super::watch::Watch;
+use super::watch::{Gaps, Watch};
 
 /// How long the client is looked at from a kill on, and as long without one.
 const WINDOW: Duration = Duration::from_millis(100);
@@ -48,7 +48,7 @@ fn beside_client(
     speak: Speak,
     address: std::net::SocketAddr,
     deeds: impl FnOnce(&Watch, &mut Windows) -> Result<()>,
-) -> Result<(Vec<Duration>, Vec<Duration>, u64)> {
+) -> Result<(Vec<Gaps>, Vec<Gaps>, u64)> {
     let (watch, mut windows) = (Watch::default(), Windows::default());
     scope(|scope| {
         let _ends = SetOnDrop(watch.over());

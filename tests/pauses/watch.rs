@@ -13,19 +13,32 @@ use super::speak::{Answer, Speak, Wire};
 
 /// How long anything may take before the measurement is given up.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// A gap that begins within this time from a kill on is that of the take-over itself, not of what is done behind the scenes later.
+const TAKE_OVER: Duration = Duration::from_millis(1);
+
+/// The longest gaps of a window.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Gaps {
+    /// Of all.
+    pub longest: Duration,
+    /// Of those that began by its first millisecond.
+    pub first: Duration,
+}
 
 /// What a client and whoever kills share.
 #[derive(Default)]
 pub struct Watch {
     over: AtomicBool,
     window: AtomicU64,
+    /// When that was opened.
+    opened: Mutex<Option<Instant>>,
     answers: AtomicU64,
     /// Connections that were lost.
     lost: AtomicU64,
     /// Answers that the key is gone.
     missing: AtomicU64,
-    /// The longest gap of each window.
-    gaps: Mutex<Vec<Duration>>,
+    /// The longest gaps of each window.
+    gaps: Mutex<Vec<Gaps>>,
     fault: Mutex<Option<String>>,
 }
 
@@ -54,7 +67,8 @@ impl Watch {
         mut points: Option<&mut Vec<Point>>,
     ) -> io::Result<()> {
         let mut wire = Wire::connect(speak, address)?;
-        let (mut window, mut longest, mut number) = (0, Duration::ZERO, None);
+        let (mut window, mut gaps, mut number) = (0, Gaps::default(), None);
+        let mut first_until = Instant::now();
         let mut last = Instant::now();
         while !self.over.load(Ordering::Relaxed) {
             let asked = Instant::now();
@@ -66,14 +80,18 @@ impl Watch {
             self.lost.fetch_add(lost, Ordering::Relaxed);
             let current = self.window.load(Ordering::Acquire);
             if current != window {
-                self.note(window, longest);
-                (window, longest) = (current, Duration::ZERO);
+                self.note(window, gaps);
+                (window, gaps) = (current, Gaps::default());
+                first_until = self.opened().unwrap_or(now) + TAKE_OVER;
             }
-            longest = longest.max(now - last);
+            gaps.longest = gaps.longest.max(now - last);
+            if last < first_until {
+                gaps.first = gaps.first.max(now - last);
+            }
             last = now;
             self.answers.fetch_add(1, Ordering::Release);
         }
-        self.note(window, longest);
+        self.note(window, gaps);
         Ok(())
     }
 
@@ -118,15 +136,20 @@ impl Watch {
         }
     }
 
-    fn note(&self, window: u64, longest: Duration) {
-        let mut gaps = self.gaps.lock().expect("nobody panics with it");
-        let length = gaps.len().max(window as usize + 1);
-        gaps.resize(length, Duration::ZERO);
-        gaps[window as usize] = longest;
+    fn note(&self, window: u64, gaps: Gaps) {
+        let mut all = self.gaps.lock().expect("nobody panics with it");
+        let length = all.len().max(window as usize + 1);
+        all.resize(length, Gaps::default());
+        all[window as usize] = gaps;
+    }
+
+    fn opened(&self) -> Option<Instant> {
+        *self.opened.lock().expect("nobody panics with it")
     }
 
     /// Opens the next window and returns its number.
     pub fn open_window(&self) -> u64 {
+        *self.opened.lock().expect("nobody panics with it") = Some(Instant::now());
         self.window.fetch_add(1, Ordering::AcqRel) + 1
     }
 
@@ -164,11 +187,11 @@ impl Watch {
         &self.over
     }
 
-    /// What the client has found: the longest gap of each window.
+    /// What the client has found: the longest gaps of each window.
     ///
     /// # Errors
     /// What it found wrong.
-    pub fn into_gaps(self) -> anyhow::Result<Vec<Duration>> {
+    pub fn into_gaps(self) -> anyhow::Result<Vec<Gaps>> {
         self.check()?;
         Ok(self.gaps.into_inner().expect("nobody panics with it"))
     }
