@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kvs_harness::binaries;
 use kvs_harness::connection::{Answer, Connection, hello, increment, set};
@@ -24,6 +25,8 @@ use rustix::process::Signal;
 
 /// Names of the listening sockets.
 const LISTENING: [&str; 3] = ["tcp", "unix", "console"];
+/// Pause between two looks at what is kept.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What systemd is to a service, as far as descriptors are concerned.
 struct Manager {
@@ -93,12 +96,24 @@ impl Manager {
         }
     }
 
+    /// Waits until so many descriptors are kept.
+    fn await_kept(&mut self, count: usize) {
+        let until = Instant::now() + SOON;
+        while self.kept.len() != count {
+            assert!(Instant::now() < until, "not {count} are kept, but {:?}", self.names());
+            std::thread::sleep(PAUSE);
+            self.listen();
+        }
+    }
+
     fn names(&self) -> Vec<&str> {
         self.kept.iter().map(|(name, _)| name.as_str()).collect()
     }
 
     /// A program that starts `kvs-front` with everything that is kept, as systemd does: from descriptor 3 on.
-    fn program(&self) -> PathBuf {
+    fn program(&mut self) -> PathBuf {
+        // What was said before the end counts.
+        self.listen();
         let mut script = String::from("#!/bin/bash\n");
         // First out of the way of the numbers that they are to get.
         for (place, (_, descriptor)) in self.kept.iter().enumerate() {
@@ -160,7 +175,6 @@ fn descriptor_store_keeps_ports_open_while_nobody_lives() {
         client.queue(&increment(b"waited", 1));
         client.flush().expect("sent");
     }
-    manager.listen();
     let program = manager.program();
     let store = manager.launch(program).start_at(place);
     manager.hide();
@@ -220,10 +234,7 @@ fn descriptor_store_keeps_connections_while_nobody_lives() {
         })
         .collect();
     for round in 0..ROUNDS {
-        eventually("everything is kept", SOON, || {
-            manager.listen();
-            manager.kept.len() == LISTENING.len() + CLIENTS
-        });
+        manager.await_kept(LISTENING.len() + CLIENTS);
         for (which, talk) in talks.iter_mut().enumerate() {
             (0..20).for_each(|_| talk.ask());
             let whole = talk.client.take_queued();
@@ -250,10 +261,7 @@ fn descriptor_store_keeps_connections_while_nobody_lives() {
     let asked: i64 = talks.iter().map(|talk| talk.asked).sum();
     assert_eq!(asked, (CLIENTS * ROUNDS * 20) as i64);
     drop(talks);
-    eventually("the clients are let go", SOON, || {
-        manager.listen();
-        manager.kept.len() == LISTENING.len()
-    });
+    manager.await_kept(LISTENING.len());
 }
 
 #[test]
@@ -262,20 +270,14 @@ fn descriptor_store_without_the_segment_ends_the_connections_it_kept() {
     let store = manager.launch(binaries::program("kvs-front")).start();
     let mut client = store.connect();
     assert_eq!(client.ask(&set(b"key", b"value")).expect("served"), Answer::Stored);
-    eventually("everything is kept", SOON, || {
-        manager.listen();
-        manager.kept.len() == LISTENING.len() + 1
-    });
+    manager.await_kept(LISTENING.len() + 1);
     let place = kill_all(store);
     fs::remove_file(place.segment()).expect("it was there");
     let program = manager.program();
     let store = manager.launch(program).start_at(place);
     manager.hide();
     assert_eq!(client.read_to_end().expect("ended"), b"");
-    eventually("it is let go", SOON, || {
-        manager.listen();
-        manager.kept.len() == LISTENING.len()
-    });
+    manager.await_kept(LISTENING.len());
     store.connect();
 }
 
