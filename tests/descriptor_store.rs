@@ -11,7 +11,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use kvs_harness::binaries;
 use kvs_harness::connection::{Answer, Connection, hello, increment, set};
@@ -25,8 +24,6 @@ use rustix::process::Signal;
 
 /// Names of the listening sockets.
 const LISTENING: [&str; 3] = ["tcp", "unix", "console"];
-/// Pause between two looks at what is kept.
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// What systemd is to a service, as far as descriptors are concerned.
 struct Manager {
@@ -98,12 +95,10 @@ impl Manager {
 
     /// Waits until so many descriptors are kept.
     fn await_kept(&mut self, count: usize) {
-        let until = Instant::now() + SOON;
-        while self.kept.len() != count {
-            assert!(Instant::now() < until, "not {count} are kept, but {:?}", self.names());
-            std::thread::sleep(PAUSE);
+        eventually(&format!("{count} are kept"), SOON, || {
             self.listen();
-        }
+            self.kept.len() == count
+        });
     }
 
     fn names(&self) -> Vec<&str> {

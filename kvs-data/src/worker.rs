@@ -381,12 +381,9 @@ impl<'s> Worker<'s> {
         let retries = pauses.map(|pause| Instant::now() + pause);
         let keepers = self.front.due().into_iter().chain(self.standby.as_ref().and_then(Keeper::due));
         let next = lingering.chain(self.stop_at).chain(retries).chain(keepers).min()?;
-        let pause = next.saturating_duration_since(Instant::now());
-        Some(Timespec {
-            tv_sec: pause.as_secs().try_into().unwrap_or(0),
-            // A nanosecond too long is no harm, one too short is a busy round.
-            tv_nsec: (pause.subsec_nanos() + 1).into(),
-        })
+        // A nanosecond too long is no harm, one too short is a busy round.
+        let pause = next.saturating_duration_since(Instant::now()) + Duration::from_nanos(1);
+        Timespec::try_from(pause).ok()
     }
 
     fn obey(&mut self) -> Result<(), Fatal> {

@@ -16,8 +16,6 @@ const REQUESTS_MAX: usize = 16;
 /// What was looked at ahead.
 pub(super) struct LookAhead {
     seen: Vec<Seen>,
-    /// Of these the entries have been asked for, too.
-    fetched: usize,
     /// Where the one is expected that is asked for next.
     next: usize,
 }
@@ -53,13 +51,13 @@ pub(super) struct Read {
 
 impl LookAhead {
     pub fn new() -> Self {
-        Self { seen: Vec::with_capacity(REQUESTS_MAX), fetched: 0, next: 0 }
+        Self { seen: Vec::with_capacity(REQUESTS_MAX), next: 0 }
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.seen.clear();
-        (self.fetched, self.next) = (0, 0);
+        self.next = 0;
     }
 
     /// Whether no more are looked at now.
@@ -82,15 +80,13 @@ impl LookAhead {
         }
     }
 
-    /// Asks for the entries of the requests whose buckets have been asked for.
+    /// Asks for the entries of the requests, whose buckets have been asked for; a single one gains nothing by it.
     pub fn fetch(&mut self, table: &Table) {
-        let fetched = std::mem::replace(&mut self.fetched, self.seen.len());
-        let requests = &mut self.seen[fetched..];
-        if requests.len() < 2 {
+        if self.seen.len() < 2 {
             return;
         }
-        requests.iter_mut().for_each(|seen| seen.is_near = table.prefetch_entry(seen.hash, seen.is_change));
-        let beyond = requests.iter().filter(|seen| !seen.is_near);
+        self.seen.iter_mut().for_each(|seen| seen.is_near = table.prefetch_entry(seen.hash, seen.is_change));
+        let beyond = self.seen.iter().filter(|seen| !seen.is_near);
         beyond.for_each(|seen| table.prefetch_entry_beyond(seen.hash, seen.is_change));
     }
 

@@ -123,10 +123,11 @@ pub fn launch<A: AsRef<OsStr>>(
     drop(input);
     let launched = plan.carry_out();
     // The socket has its other end to tell of the child's death.
-    let emptied = dup3(&*output, place, DupFlags::CLOEXEC);
-    let child = launched?;
-    emptied?;
-    Ok(child)
+    if dup3(&*output, place, DupFlags::CLOEXEC).is_err() {
+        // Closed with it; the next launch makes another pad.
+        *guard = None;
+    }
+    launched
 }
 
 /// The same strings as C wants a list of them.
