@@ -51,6 +51,8 @@ pub struct Client<'s> {
     held_back: bool,
     /// What is to be had of its input was taken already in this wave; whether the connection is sound.
     taken: Option<bool>,
+    /// That was executed already, but not answered, and came to this.
+    executed: Option<Progress>,
     /// When it is closed at the latest.
     pub linger_until: Option<Instant>,
 }
@@ -69,6 +71,7 @@ impl<'s> Client<'s> {
             parked: false,
             held_back: context.waits_for_sync() && connection.has_output(),
             taken: None,
+            executed: None,
             linger_until: None,
             connection,
         }
@@ -128,15 +131,28 @@ impl<'s> Client<'s> {
         self.connection.add_to_wave(context)
     }
 
-    /// Executes what came and sends the answers.
+    /// Executes what was taken in the wave, and sends nothing yet.
+    ///
+    /// # Errors
+    /// [`Fatal`].
+    pub fn execute_taken(&mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
+        if self.taken == Some(true) && self.executed.is_none() {
+            self.executed = Some(self.execute(context)?);
+        }
+        Ok(())
+    }
+
+    /// Executes what came, unless that was done, and sends the answers.
     ///
     /// # Errors
     /// [`Fatal`].
     pub fn serve(&mut self, context: &mut Context<'s>) -> Result<Fate, Fatal> {
-        if self.waits_for_backup(context) {
-            return Ok(self.wait());
+        if self.executed.is_none() {
+            if self.waits_for_backup(context) {
+                return Ok(self.wait());
+            }
+            (self.held_until, self.parked, self.held_back) = (None, false, false);
         }
-        (self.held_until, self.parked, self.held_back) = (None, false, false);
         context.serves(self.connection.index());
         let fate = self.serve_turn(context);
         context.serves_nobody();
@@ -157,7 +173,10 @@ impl<'s> Client<'s> {
         let mut blocked = true;
         let mut budget = TURN_BYTES_MAX;
         for _ in 0..ROUNDS_MAX {
-            let progress = self.execute(context)?;
+            let progress = match self.executed.take() {
+                Some(progress) => progress,
+                None => self.execute(context)?,
+            };
             if self.held_until.is_some() {
                 return Ok(self.wait());
             }

@@ -277,7 +277,8 @@ impl<'s> Worker<'s> {
             let mut rest = &events[..];
             // The wake-up is nobody's place.
             while !rest.is_empty() {
-                let (wave, later) = rest.split_at(self.gather(rest)?);
+                let (wave, later) = rest.split_at(rest.len().min(WAVE_MAX));
+                self.execute_wave(wave)?;
                 for event in wave {
                     self.serve(event.data.u64() as usize, event.flags)?;
                 }
@@ -301,13 +302,28 @@ impl<'s> Worker<'s> {
         }
     }
 
-    /// Takes what came of some clients, before any of it is executed, so that their cache misses overlap; of how many of the
-    /// events it did.
-    fn gather(&mut self, events: &[epoll::Event]) -> Result<usize, Fatal> {
+    /// Executes what came of a wave's clients. Answers are sent when all is executed: each wakes a client that sleeps, and a client
+    /// of several connections finds several answers then.
+    fn execute_wave(&mut self, wave: &[epoll::Event]) -> Result<(), Fatal> {
+        let mut done = 0;
+        while done < wave.len() {
+            let gathered = done..self.gather(wave, done)?;
+            done = gathered.end;
+            for event in &wave[gathered] {
+                if let Some(Some(client)) = self.clients.get_mut(event.data.u64() as usize) {
+                    client.execute_taken(&mut self.context)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what came of some of a wave's clients from number `first` on, before any of it is executed, so that their cache
+    /// misses overlap; up to which number it did.
+    fn gather(&mut self, wave: &[epoll::Event], first: usize) -> Result<usize, Fatal> {
         self.context.begin_wave();
-        let mut count = 0;
-        while let Some(event) = events.get(count).filter(|_| count < WAVE_MAX && !self.context.is_wave_full())
-        {
+        let mut count = first;
+        while let Some(event) = wave.get(count).filter(|_| !self.context.is_wave_full()) {
             if let Some(Some(client)) = self.clients.get_mut(event.data.u64() as usize) {
                 client.join_wave(&mut self.context, count)?;
             }
