@@ -9,10 +9,11 @@
 //! No lock: a file has one writer, which holds its `flock`.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Advice, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 /// Where files are.
@@ -172,7 +173,25 @@ pub fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// So much is written before the kernel is told that it won't be read.
+const UNCACHED_BYTES: u64 = 4 << 20;
+/// It is told so of the last so many bytes: what isn't on the disk yet stays in its cache until it is told again.
+const CACHED_BYTES_MAX: u64 = 64 << 20;
+
 struct SystemFile(OwnedFd);
+
+impl SystemFile {
+    /// Has the kernel write what ends in a multiple of [`UNCACHED_BYTES`] between two positions, and forget what it has written: the
+    /// cache that a file of gigabytes would take is worth more to others, and memory that was used just now is faster.
+    fn uncache(&self, from: u64, to: u64) {
+        let end = to / UNCACHED_BYTES * UNCACHED_BYTES;
+        if end > from {
+            let start = end.saturating_sub(CACHED_BYTES_MAX);
+            // It is advice: a file system that doesn't take it serves as well.
+            let _ = rustix::fs::fadvise(&self.0, start, NonZeroU64::new(end - start), Advice::DontNeed);
+        }
+    }
+}
 
 impl DiskFile for SystemFile {
     fn lock(&self) -> io::Result<bool> {
@@ -215,6 +234,7 @@ impl DiskFile for SystemFile {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.uncache(position, position + source.len() as u64);
         Ok(())
     }
 
