@@ -36,7 +36,7 @@ fn layout_page_has_every_field_where_it_is() {
         fields!(RingPlace: block base),
         fields!(ConnectionSlot: state id committed received sent input output assembly outgoing outgoing_start
             discard_until client client_name assembly_end assembly_request assembly_key_bytes input_ended
-            uncertain peek_base session spare),
+            uncertain peek_base session direct_until spare),
         fields!(SessionHead: state token owner attempt since_ms spare),
         fields!(SessionWindow: results),
         fields!(SessionResult: outcome value),

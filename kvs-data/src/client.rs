@@ -277,13 +277,16 @@ impl<'s> Client<'s> {
                 return Ok(Flushed::Some);
             }
             let pending = self.connection.pending(context)?;
+            let parts = &pending[..pending.iter().take_while(|part| !part.is_empty()).count()];
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let sent = if self.connection.transport() == Transport::Unix {
-                context.send_counted(self.connection.sent_so_far(), self.socket.as_fd(), &pending)
-            } else if pending[1].is_empty() {
-                send(&self.socket, &pending[0], flags)
-            } else {
-                sendmsg(&self.socket, &pending, &mut SendAncillaryBuffer::default(), flags)
+            let sent = match (self.connection.transport(), parts) {
+                (Transport::Unix, parts) => {
+                    context.send_counted(self.connection.sent_so_far(), self.socket.as_fd(), parts)
+                }
+                (Transport::Tcp, [whole]) => send(&self.socket, whole, flags),
+                (Transport::Tcp, parts) => {
+                    sendmsg(&self.socket, parts, &mut SendAncillaryBuffer::default(), flags)
+                }
             };
             match sent {
                 Ok(count) => {

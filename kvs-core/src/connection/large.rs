@@ -1,8 +1,9 @@
 //! Values and answers larger than a ring, piece by piece, in block lists that the connection's slot names.
 //!
 //! A value that comes in fills its list as its bytes arrive; each piece is one transaction with the consumption of its
-//! input. When it is whole, its blocks become the entry's: it was copied once. A client that stops halfway holds what it
-//! sent and nothing more.
+//! input. What came with its head is copied from the ring; for the rest the list itself is where the kernel puts what it
+//! receives, up to the slot's `direct_until`. When it is whole, its blocks become the entry's. A client that stops halfway holds
+//! what it sent, at most one chunk more.
 //!
 //! A large value that goes out is sent from where it is, its entry pinned: no copy, and no memory that a full store
 //! wouldn't have. Other answers that are too large for the ring, pages of very long keys, go through a list.
@@ -125,6 +126,21 @@ impl<'s> Connection<'s> {
         }
     }
 
+    /// Where the next bytes of the value go, if one is on its way in and nothing before them waits in the ring.
+    pub(super) fn direct_room(&self, context: &Context<'s>) -> Result<Option<(u64, u64)>, Fatal> {
+        let Some(assembly) = self.assembly.as_ref().filter(|_| self.executed == self.received) else {
+            return Ok(None);
+        };
+        match assembly.list.space(context.slot) {
+            Ok((offset, room)) => {
+                let length = room.min(assembly.end - self.executed);
+                Ok((length > 0).then_some((offset, length)))
+            }
+            // Said when the bytes are there that find no room.
+            Err(error) => out_of_memory(error).map(|()| None),
+        }
+    }
+
     /// Takes what there is of the value, if it is still this connection's to store.
     pub(super) fn assemble(&mut self, context: &mut Context<'s>) -> Result<Step, Fatal> {
         let Some(number) = self.assembly.as_ref().map(|assembly| assembly.number) else {
@@ -171,7 +187,7 @@ impl<'s> Connection<'s> {
         self.finish(context, assembly)
     }
 
-    /// Moves one piece from the input ring into the list, in one transaction with its consumption.
+    /// Takes one piece into the list, in one transaction with its consumption; it is there already, or in the ring.
     fn take_piece(
         &mut self,
         context: &Context<'s>,
@@ -179,12 +195,16 @@ impl<'s> Connection<'s> {
         offset: u64,
         room: u64,
     ) -> Result<(), Fatal> {
-        let Some(ring) = &self.input else { return Err(Damaged { offset }.into()) };
-        let memory = self.segment.memory();
-        let to = self.received.min(assembly.end).min(self.executed + room);
-        let (first, second) = ring.parts(memory, self.executed, to)?;
-        memory.write_bytes(offset, first)?;
-        memory.write_bytes(offset + first.len() as u64, second)?;
+        let mut to = self.received.min(assembly.end).min(self.executed + room);
+        if self.executed < self.direct_until {
+            to = to.min(self.direct_until);
+        } else {
+            let Some(ring) = &self.input else { return Err(Damaged { offset }.into()) };
+            let memory = self.segment.memory();
+            let (first, second) = ring.parts(memory, self.executed, to)?;
+            memory.write_bytes(offset, first)?;
+            memory.write_bytes(offset + first.len() as u64, second)?;
+        }
         let mut transaction = Transaction::begin(self.segment, context.slot);
         assembly.list.fill(&mut transaction, to - self.executed)?;
         transaction.store(&self.slot.committed, slot::pack(to, self.produced));
@@ -210,6 +230,7 @@ impl<'s> Connection<'s> {
         let number = *number;
         match context.table.set_assembled(&mut transaction, *hash, key, list, owner, *condition) {
             Ok(true) => {
+                self.expects_large = true;
                 transaction.store(&self.slot.assembly_end, 0);
                 let stored = Response { number, body: ResponseBody::Stored };
                 self.commit_answer(context, transaction, self.executed, &stored)?;

@@ -71,6 +71,10 @@ const ANSWER_ROOM: u64 = 1024;
 /// Different places in their rings at which connections begin, and bytes between them.
 const COLORS: u64 = 64;
 const COLOR_BYTES: u64 = 128;
+/// Bytes that are received into the input ring where a large value is expected to begin: its head, and a long key.
+const HEAD_BYTES: u64 = 4 << 10;
+/// Parts that are sent at once: what is in the ring, and two pieces of a large value, whose last one is often short.
+const PARTS_MAX: usize = 4;
 /// Bytes of a refused client's input that are read and thrown away, so that it gets to see the error.
 const LINGER_BYTES_MAX: u64 = 1 << 20;
 
@@ -129,6 +133,10 @@ pub struct Connection<'s> {
     sent: u64,
     /// Input up to here belongs to a frame that was refused.
     discard_until: u64,
+    /// Input from what is executed up to here is in the list of the assembly, not in the ring.
+    direct_until: u64,
+    /// The last request was a large value: the next may be one, too.
+    expects_large: bool,
     /// What was received when the kernel began to count.
     counted_from: u64,
     assembly: Option<Assembly>,
@@ -160,6 +168,8 @@ impl<'s> Connection<'s> {
             produced: 0,
             sent: 0,
             discard_until: 0,
+            direct_until: 0,
+            expects_large: false,
             counted_from: 0,
             assembly: None,
             outgoing: None,
@@ -196,21 +206,39 @@ impl<'s> Connection<'s> {
         }
     }
 
-    /// The free part of the input ring, for the kernel to fill; not all of it when it is in two parts, of which one is large.
+    /// Where the kernel is to put what comes next, in two parts; both are empty while something must be executed first. They are of
+    /// the input ring, not all of it if one part is large enough; or, for a large value, the first is the place of its next bytes.
     ///
     /// # Errors
     /// [`Fatal`].
     pub fn input_space(&mut self, context: &mut Context<'s>) -> Result<(&mut [u8], &mut [u8]), Fatal> {
+        if self.executed < self.received.min(self.direct_until) {
+            return Ok((&mut [], &mut []));
+        }
+        let direct = self.direct_room(context)?;
+        let memory = self.segment.memory();
         let ring = match self.input.take() {
             Some(ring) => ring,
             None => context.take_ring(&self.slot.input)?,
         };
         let ring = self.input.insert(ring);
+        // Where the ring's part begins, and nothing is in it.
+        let at = self.received + direct.map_or(0, |(_, length)| length);
         if self.executed == self.received {
-            ring.rebase(self.segment.memory(), &self.slot.input, self.received, color(self.index));
+            ring.rebase(memory, &self.slot.input, at, color(self.index));
         }
-        let end = self.executed + ring.capacity();
-        let (first, second) = ring.parts_mut(self.segment.memory(), self.received, end)?;
+        if let (Some(room), Some(assembly)) = (direct, &mut self.assembly) {
+            self.direct_until = at;
+            memory.store(&self.slot.direct_until, at);
+            let (behind, _) = ring.parts_mut(memory, at, at + HEAD_BYTES)?;
+            return Ok((ring::list_room(memory, &mut assembly.list, room)?, behind));
+        }
+        if std::mem::take(&mut self.direct_until) > 0 {
+            memory.store(&self.slot.direct_until, 0);
+        }
+        let most = if std::mem::take(&mut self.expects_large) { HEAD_BYTES } else { ring.capacity() };
+        let end = (self.executed + ring.capacity()).min(at + most);
+        let (first, second) = ring.parts_mut(memory, at, end)?;
         let is_enough = first.len() as u64 >= extents_bytes(RING_ORDER) / 2;
         Ok((first, if is_enough { &mut [] } else { second }))
     }
@@ -274,23 +302,31 @@ impl<'s> Connection<'s> {
         self.phase == Phase::Refused && self.received.saturating_sub(self.discard_until) > LINGER_BYTES_MAX
     }
 
-    /// What is to be sent next, in two parts.
+    /// What is to be sent next, in parts; those at the end may be empty.
     ///
     /// # Errors
     /// [`Fatal`].
-    pub fn pending(&self, context: &Context<'s>) -> Result<[IoSlice<'_>; 2], Fatal> {
+    pub fn pending(&self, context: &Context<'s>) -> Result<[IoSlice<'_>; PARTS_MAX], Fatal> {
         let memory = self.segment.memory();
         let ring_end = self.outgoing.as_ref().map_or(self.produced, |outgoing| outgoing.start);
-        if self.sent < ring_end {
-            let Some(ring) = &self.output else { return Ok([IoSlice::new(&[]), IoSlice::new(&[])]) };
+        let mut parts = [IoSlice::new(&[]); PARTS_MAX];
+        let mut free = parts.iter_mut();
+        if self.sent < ring_end
+            && let Some(ring) = &self.output
+        {
             let (first, second) = ring.parts(memory, self.sent, ring_end)?;
-            return Ok([IoSlice::new(first), IoSlice::new(second)]);
+            let in_ring = [first, second].into_iter().filter(|part| !part.is_empty());
+            in_ring.zip(&mut free).for_each(|(bytes, part)| *part = IoSlice::new(bytes));
         }
-        let bytes = match &self.outgoing {
-            Some(outgoing) => ring::list_bytes(memory, outgoing.piece(context.table, self.sent)?)?,
-            None => &[],
-        };
-        Ok([IoSlice::new(bytes), IoSlice::new(&[])])
+        if let Some(outgoing) = &self.outgoing {
+            let mut at = self.sent.max(ring_end);
+            for part in free {
+                let piece = outgoing.piece(context.table, at)?;
+                *part = IoSlice::new(ring::list_bytes(memory, piece)?);
+                at += piece.1;
+            }
+        }
+        Ok(parts)
     }
 
     /// How much was sent so far.

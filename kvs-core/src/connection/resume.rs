@@ -10,7 +10,8 @@
 //! - Every thread of the dead data server is dead, and its decided changes are completed: see [`crate::recover`].
 //! - `received` and `sent` of a slot are what really was taken and given, unless the slot says `uncertain`: only while
 //!   it is served is the kernel ahead of them.
-//! - Bytes up to what the kernel says was received are in the ring: `recv` puts them there, or nothing.
+//! - Bytes up to what the kernel says was received are in the ring, or up to `direct_until` in the list of the value they belong to:
+//!   `recv` puts them there, or nothing.
 //!
 //! A crash in it: what is corrected is stored before `uncertain` is cleared, and asked again it would come out the same. What a
 //! list or a pin was for is found in the slot as before.
@@ -162,6 +163,8 @@ impl<'s> Connection<'s> {
             produced,
             sent,
             discard_until: slot.discard_until.load(),
+            direct_until: slot.direct_until.load(),
+            expects_large: false,
             counted_from: slot.peek_base.load(),
             assembly: assembly_of(context, slot)?,
             outgoing: None,
@@ -171,7 +174,8 @@ impl<'s> Connection<'s> {
         connection.outgoing = connection.outgoing_of(context)?;
         connection.input = Ring::named(segment, &slot.input)?;
         connection.output = Ring::named(segment, &slot.output)?;
-        let unread = connection.received - connection.executed;
+        let in_ring_from = connection.executed.max(connection.direct_until);
+        let unread = connection.received.saturating_sub(in_ring_from);
         let ring_end = connection.outgoing.as_ref().map_or(produced, |outgoing| outgoing.start);
         for (ring, bytes) in
             [(&connection.input, unread), (&connection.output, ring_end.saturating_sub(sent))]

@@ -12,7 +12,7 @@
 //! - The base moves only while nothing is in the ring, so it needs no transaction: whoever finds the old or the new one finds no byte.
 #![allow(unsafe_code)]
 
-use crate::arena::block_list::Chunk;
+use crate::arena::block_list::{BlockList, Chunk};
 use crate::arena::extents::{self, AllocateError, block_bytes};
 use crate::segment::Segment;
 use crate::segment::layout::{RingPlace, WorkerSlot};
@@ -261,6 +261,19 @@ pub fn list_bytes(memory: &Memory, (offset, length): (u64, u64)) -> Result<&[u8]
     // SAFETY: the list is named by the slot of a connection that has one worker, the caller; it writes no byte of it
     // while it looks at them.
     unsafe { memory.bytes_mut(offset, length).map(|bytes| &*bytes) }
+}
+
+/// Room of a block list of a connection, as [`BlockList::space`] said it, for the kernel to fill.
+///
+/// # Errors
+/// [`Damaged`] when it lies outside of the segment.
+pub fn list_room<'l>(
+    memory: &'l Memory,
+    _list: &'l mut BlockList,
+    (offset, length): (u64, u64),
+) -> Result<&'l mut [u8], Damaged> {
+    // SAFETY: as in `list_bytes`; nothing of the list is read that isn't filled, and `&mut` keeps other slices of its room away.
+    unsafe { memory.bytes_mut(offset, length) }
 }
 
 #[cfg(all(test, not(feature = "shuttle")))]

@@ -105,7 +105,7 @@ pub fn open(segment: &Segment, index: SlotIndex, adopted: Adopted) -> Result<&Co
     let offset = segment.claim_connection(index)?;
     let memory = segment.memory();
     let slot: &ConnectionSlot = memory.object(offset).map_err(|_| OutOfMemory)?;
-    let zero: [&Word; 9] = [
+    let zero: [&Word; 10] = [
         &slot.committed,
         &slot.received,
         &slot.sent,
@@ -115,6 +115,7 @@ pub fn open(segment: &Segment, index: SlotIndex, adopted: Adopted) -> Result<&Co
         &slot.uncertain,
         &slot.peek_base,
         &slot.session,
+        &slot.direct_until,
     ];
     zero.into_iter().for_each(|word| memory.store(word, 0));
     memory.store(&slot.outgoing_start, NOT_OUTGOING);

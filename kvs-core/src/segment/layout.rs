@@ -27,7 +27,7 @@ use crate::sys::robust_mutex::RobustMutex;
 /// First eight bytes of a segment: `kvs-seg` and a zero.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"kvs-seg\0");
 /// Version of the layout; raised with every change of it.
-pub const LAYOUT_VERSION: u64 = 4;
+pub const LAYOUT_VERSION: u64 = 5;
 
 /// Page size that all regions are aligned to, in bytes.
 pub const PAGE_BYTES: u64 = 4096;
@@ -330,8 +330,11 @@ shared_struct! {
         peek_base: Word,
         /// Index of the session whose changes come over this connection, and one; 0 for none.
         session: Word,
+        /// Stream position up to which input, from where it is executed on, is received right into `assembly` and not into the
+        /// input buffer; less than what is executed when none is.
+        direct_until: Word,
         /// Room for later fields.
-        spare: [Word; 7],
+        spare: [Word; 6],
     }
 }
 
