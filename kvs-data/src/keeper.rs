@@ -14,6 +14,9 @@ use kvs_core::sys::fd_passing::PassingError;
 
 /// Pause between two messages with clients: whoever is told has the other core meanwhile, which clients may need as well.
 const INTRODUCTION_PAUSE: Duration = Duration::from_millis(1);
+/// A keeper is told of a closed client so much later at most: of those that are closed meanwhile, too, in one message. To tell it of
+/// each would wake it as often, on a core that whoever connects next may wait for.
+const CLOSED_PAUSE: Duration = Duration::from_millis(1);
 /// Pause before a keeper is told again what it had no room for.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
@@ -26,12 +29,15 @@ pub struct Keeper {
     introduce_at: Instant,
     /// Closed, and it doesn't know yet.
     closed: Vec<u64>,
+    /// When it is told so.
+    tell_at: Instant,
 }
 
 impl Keeper {
     /// One that knows all clients.
     pub fn informed(socket: Arc<OwnedFd>) -> Self {
-        Self { socket, strangers_from: None, introduce_at: Instant::now(), closed: Vec::new() }
+        let now = Instant::now();
+        Self { socket, strangers_from: None, introduce_at: now, closed: Vec::new(), tell_at: now }
     }
 
     /// One that knows none.
@@ -41,23 +47,37 @@ impl Keeper {
 
     /// A client was closed.
     pub fn note_closed(&mut self, connection: u64) {
+        if self.closed.is_empty() {
+            self.tell_at = Instant::now() + CLOSED_PAUSE;
+        }
         self.closed.push(connection);
     }
 
     /// When it is to be told something.
     pub fn due(&self) -> Option<Instant> {
-        let untold = (!self.closed.is_empty()).then(|| Instant::now() + RETRY_PAUSE);
+        let untold = (!self.closed.is_empty()).then_some(self.tell_at);
         untold.into_iter().chain(self.strangers_from.map(|_| self.introduce_at)).min()
     }
 
-    /// Lets it drop its duplicates of those that were closed.
+    /// Lets it drop its duplicates of those that were closed, when it is time or they are many.
     pub fn tell_closed(&mut self) {
+        let is_due = self.closed.len() >= CLOSED_MAX || self.tell_at <= Instant::now();
+        if !self.closed.is_empty() && is_due {
+            self.tell_all_closed();
+        }
+    }
+
+    /// Lets it drop its duplicates of all that were closed.
+    pub fn tell_all_closed(&mut self) {
         while !self.closed.is_empty() {
             let from = self.closed.len().saturating_sub(CLOSED_MAX);
             let told = DataMessage::Closed { connections: self.closed[from..].to_vec() };
             match control::try_send(self.socket.as_fd(), &told, &[]) {
                 Ok(()) => self.closed.truncate(from),
-                Err(ControlError::Passing(PassingError::WouldBlock)) => return,
+                Err(ControlError::Passing(PassingError::WouldBlock)) => {
+                    self.tell_at = Instant::now() + RETRY_PAUSE;
+                    return;
+                }
                 // It is gone, and its duplicates with it.
                 Err(_) => self.closed.clear(),
             }

@@ -759,6 +759,7 @@ impl<'s> Worker<'s> {
             self.close(place)?;
         }
         self.tell_keepers();
+        std::iter::once(&mut self.front).chain(&mut self.standby).for_each(Keeper::tell_all_closed);
         Ok(())
     }
 }
