@@ -41,8 +41,10 @@ fn serve<'s>(
     context: &mut Context<'s>,
     requests: &[u8],
 ) -> anyhow::Result<()> {
-    let (first, _) = connection.input_space(context)?;
-    first[..requests.len()].copy_from_slice(requests);
+    let (first, second) = connection.input_space(context)?;
+    let (head, tail) = requests.split_at(requests.len().min(first.len()));
+    first[..head.len()].copy_from_slice(head);
+    second[..tail.len()].copy_from_slice(tail);
     connection.received(requests.len() as u64);
     connection.execute(context)?;
     let answers: usize = connection.pending(context)?.iter().map(|part| part.len()).sum();
