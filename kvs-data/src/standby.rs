@@ -164,6 +164,10 @@ impl Upkeep {
         let stop = Arc::new(AtomicBool::new(false));
         let (segment, stopped) = (segment.clone(), Arc::clone(&stop));
         let keep = move || {
+            // Tens of milliseconds of work for gigabytes, while clients are served on the same cores.
+            if let Err(error) = priority::give_way_from_now_on() {
+                log::debug!("keeping memory mapped takes time from others: {error}");
+            }
             let mut maps = true;
             while !stopped.load(Ordering::Relaxed) {
                 if maps
