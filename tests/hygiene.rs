@@ -31,6 +31,8 @@ use kvs_harness::wait::{SOON, SetOnDrop};
 use rustix::net::sockopt::set_socket_linger;
 use weather::Weather;
 
+/// Nothing that is under way when a store is left alone takes so long.
+const SETTLED: Duration = Duration::from_millis(300);
 const CLIENTS: usize = 12;
 const PHASES: u64 = 4;
 /// Fewer than all clients and the test itself at once, so that some are refused.
@@ -237,7 +239,7 @@ fn clients_that_come_and_leave_while_servers_die_leave_nothing() {
     let weather = Weather::new();
     let mut conductor = Conductor::new(&store, &weather, Random::new(random.number()), Victims::All, true);
     conductor.kill_each_once();
-    let before = belongings(store.place());
+    let before = settled(store.place());
     let mut all = Tally::default();
     for phase in 1..=PHASES {
         let calm = AtomicBool::new(false);
@@ -271,6 +273,20 @@ fn fill(store: &Store) {
     connection.ask(&set(b"some kilobytes", &[b's'; 2_000])).expect("stored");
     connection.ask(&set(b"small", b"value")).expect("stored");
     connection.ask(&increment(b"came", 1)).expect("counted");
+}
+
+/// What there is when nothing has changed for a while: who was killed last, or has just left, may still be given back.
+fn settled(place: &Place) -> Belongings {
+    let end = Instant::now() + SOON;
+    let (mut last, mut since) = (belongings(place), Instant::now());
+    while since.elapsed() < SETTLED {
+        let now = belongings(place);
+        if now != last {
+            assert!(Instant::now() < end, "it goes on changing: {last:?}, {now:?}");
+            (last, since) = (now, Instant::now());
+        }
+    }
+    last
 }
 
 fn assert_same(store: &Store, before: &Belongings) {
