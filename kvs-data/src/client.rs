@@ -136,7 +136,7 @@ impl<'s> Client<'s> {
     /// # Errors
     /// [`Fatal`].
     pub fn execute_taken(&mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
-        if self.taken == Some(true) && self.executed.is_none() {
+        if self.taken == Some(true) {
             self.executed = Some(self.execute(context)?);
         }
         Ok(())
