@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use kvs_core::instance::InstanceName;
@@ -40,8 +41,11 @@ impl Drop for Remains {
     fn drop(&mut self) {
         self.server = None;
         let segment = self.name.segment_path();
-        // There is none when it never came so far.
-        let _ = segment::remove(&segment);
+        // A data server that is still ending keeps it; there is none when it never came so far.
+        let until = Instant::now() + Duration::from_secs(5);
+        while segment::remove(&segment).is_err() && segment.exists() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ = std::fs::remove_file(kept_aside_path(&segment));
     }
 }
