@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, Sender};
@@ -152,14 +152,16 @@ impl Prepared {
 }
 
 /// Items after which whoever waits for the core gets it.
-const ITEMS_AT_ONCE: usize = 64;
+const ITEMS_AT_ONCE: usize = 256;
+/// For so long. The scheduler may take who only yields for the one whose turn it is.
+const BREATH: Duration = Duration::from_micros(50);
 
 /// The same, but others get the core in between: clients wait for their answers while a data server that took over counts its
 /// thousands.
 pub fn considerate<T>(items: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
     items.enumerate().map(|(index, item)| {
         if index % ITEMS_AT_ONCE == ITEMS_AT_ONCE - 1 {
-            std::thread::yield_now();
+            std::thread::sleep(BREATH);
         }
         item
     })

@@ -29,7 +29,7 @@ use kvs_core::liveness::{FIRST_HELPER_SLOT, LivenessPage, MAIN_SLOT};
 use kvs_core::segment::Segment;
 use kvs_core::sys::fd_passing::PassingError;
 use kvs_core::sys::memory::Word;
-use kvs_core::sys::priority;
+use kvs_core::sys::priority::{self, Rank};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::table::Table;
 use kvs_front::options::ServerOptions;
@@ -50,7 +50,9 @@ const SLOT: usize = FIRST_HELPER_SLOT + 2;
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Memory of the segment that is mapped in one call, during which nobody else may get the core.
-const MAPPED_AT_ONCE: u64 = 1 << 20;
+const MAPPED_AT_ONCE: u64 = 256 << 10;
+/// Pause between two calls, for whoever wants it.
+const BREATH: Duration = Duration::from_micros(50);
 /// Pause until the next upkeep.
 const UPKEEP_PAUSE: Duration = Duration::from_millis(500);
 
@@ -72,6 +74,8 @@ struct Place {
 
 struct Standby {
     prepared: Prepared,
+    /// That of those who do not give way.
+    rank: Option<Rank>,
     origin: Origin,
     /// The socket to the front server, as the watching thread gives it to the workers.
     front: Arc<Mutex<Arc<OwnedFd>>>,
@@ -103,10 +107,13 @@ pub fn stand(
     watched: Watched,
     begun: Instant,
 ) -> anyhow::Result<Option<Server>> {
-    let Told { tcp_address, unix_path, segment, .. } = told;
+    let Told { front: told_front, tcp_address, unix_path, segment, .. } = told;
     let segment = segment.context("a standby needs the segment")?;
+    // It was launched as one that gives way; those who serve when it takes over do not.
+    let rank = Rank::of_process(told_front.pid).ok();
     let segment = Segment::attach(&options.name.segment_path(), segment)?;
     let table = Table::new(&segment)?;
+    take(rank);
     let prepared = Prepared::new(options, &table, liveness, begun)?;
     let front = Arc::new(Mutex::new(Arc::clone(&origin.socket)));
     let taking_over = TakingOver {
@@ -128,10 +135,12 @@ pub fn stand(
             let _ = rustix::io::write(&tell, &1u64.to_ne_bytes());
         })
         .context("can't start a thread to watch the data server")?;
+    rank.into_iter().for_each(Rank::leave);
     let benches = prepared.workers.iter().map(|worker| Arc::clone(&worker.bench)).collect();
     let upkeep = Upkeep::start(&segment, benches)?;
     let mut standby = Standby {
         prepared,
+        rank,
         origin,
         front,
         seated: HashMap::new(),
@@ -142,6 +151,7 @@ pub fn stand(
     log::debug!("standing by");
     let link = Arc::new(watched.link);
     let outcome = standby.wait(&link, &took_over)?;
+    take(rank);
     upkeep.stop();
     match outcome {
         Outcome::Over => Ok(None),
@@ -170,9 +180,11 @@ impl Upkeep {
             }
             let mut maps = true;
             while !stopped.load(Ordering::Relaxed) {
-                if maps
-                    && let Err(error) = segment.populate(MAPPED_AT_ONCE, || !stopped.load(Ordering::Relaxed))
-                {
+                let go_on = || {
+                    std::thread::sleep(BREATH);
+                    !stopped.load(Ordering::Relaxed)
+                };
+                if maps && let Err(error) = segment.populate(MAPPED_AT_ONCE, go_on) {
                     // An older kernel: pages are mapped as they are needed.
                     log::debug!("the segment can't be mapped ahead: {error}");
                     maps = false;
@@ -311,6 +323,7 @@ impl Standby {
 
     /// All clients are known: from now on this process alone is enough to keep them.
     fn stand(&mut self) {
+        take(self.rank);
         let segment = &self.prepared.shared.segment;
         if let Ok(header) = segment.header() {
             segment.memory().store(&header.standby_stands, u64::from(std::process::id()));
@@ -348,6 +361,13 @@ impl Standby {
         server.say_holds(seated.into_keys().collect());
         server.say_ready(StartKind::Attached, began)?;
         Ok(server)
+    }
+}
+
+/// From now on this thread is one that somebody waits for.
+fn take(rank: Option<Rank>) {
+    if let Some(Err(error)) = rank.map(Rank::take) {
+        log::warn!("this data server stays behind others who want its core: {error}");
     }
 }
 

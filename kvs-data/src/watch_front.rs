@@ -15,7 +15,6 @@
 //!
 //! `report/fault-tolerance.md` argues the cases in which both servers die, or one while it replaces the other.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -25,7 +24,7 @@ use anyhow::Context as _;
 use kvs_core::control::{self, DataMessage, FrontMessage};
 use kvs_core::heartbeat::{CHECKS, interval};
 use kvs_core::liveness::LivenessPage;
-use kvs_core::sys::launch::{self, Child};
+use kvs_core::sys::launch::{Child, Urgency};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_front::estate::Estate;
 use kvs_front::options::ServerOptions;
@@ -326,7 +325,6 @@ impl FrontServer {
         group: u32,
         standby: Option<(OwnedFd, &StandbyPeer)>,
     ) -> anyhow::Result<Self> {
-        let path = program::find("kvs-front")?;
         let (socket, theirs) = pair()?;
         let inherit = DataMessage::Inherit {
             process: ProcessIdentity::current().context("can't learn my own start time")?,
@@ -342,9 +340,8 @@ impl FrontServer {
             descriptors.extend([socket.as_fd(), standby.process.as_fd(), standby.liveness.as_fd()]);
         }
         control::send(socket.as_fd(), &inherit, &descriptors).context("can't tell the front server")?;
-        let arguments = std::iter::once(OsString::from("--inherited")).chain(own.options.to_arguments());
-        let (child, process) = launch::launch(&path, arguments, theirs)
-            .with_context(|| format!("can't start {}", path.display()))?;
+        let (child, process) =
+            program::launch("kvs-front", "--inherited", &own.options, theirs, Urgency::Now)?;
         let process = Some(Arc::new(process));
         Ok(Self { pid: child.pid(), socket: Arc::new(socket), process, child: Some(child) })
     }

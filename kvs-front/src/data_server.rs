@@ -10,17 +10,16 @@
 //! - What it is told first lies in its socket before it is launched. So at whatever moment this process dies, a data server
 //!   that lives has all that it needs to launch the next front server, which goes on here with [`DataServer::inherit`].
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Role, Seat};
 use kvs_core::liveness::{LivenessPage, MAIN_SLOT};
-use kvs_core::sys::launch::{self, Child};
+use kvs_core::sys::launch::{Child, Urgency};
 use kvs_core::sys::priority;
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_front::{process, program};
@@ -47,6 +46,9 @@ pub struct DataServer {
     strangers: Arc<AtomicU32>,
 }
 
+/// Pause between long lists of clients, for whoever wants the core.
+const BREATH: Duration = Duration::from_micros(100);
+
 /// What a data server is launched for, with what it needs for that.
 pub enum Purpose<'a> {
     /// To be the first.
@@ -66,7 +68,6 @@ impl DataServer {
     /// Why none could be launched; none is left running then.
     pub fn launch(front: &Arc<Front>, generation: u64, purpose: &Purpose<'_>) -> anyhow::Result<Self> {
         let launched = Instant::now();
-        let path = program::find("kvs-data")?;
         let (own, theirs) = socket_pair().context("can't make a socket to the data server")?;
         let liveness = LivenessPage::create().context("can't make the liveness page")?;
         let link = match purpose {
@@ -74,10 +75,11 @@ impl DataServer {
             _ => None,
         };
         tell_start(front, &own, &liveness, (purpose, link.as_ref().map(|(_, its)| its)))?;
-        let arguments = std::iter::once(OsString::from("--controlled")).chain(front.options.to_arguments());
-        // In a group of its own: a Ctrl-C on the terminal is the front server's to obey.
-        let (child, process) = launch::launch(&path, arguments, theirs)
-            .with_context(|| format!("can't start {}", path.display()))?;
+        let urgency = match purpose {
+            Purpose::StandBy(..) => Urgency::AtLeisure,
+            Purpose::First | Purpose::Inherit | Purpose::Succeed(_) => Urgency::Now,
+        };
+        let (child, process) = program::launch("kvs-data", "--controlled", &front.options, theirs, urgency)?;
         // Nobody reaps it before the receiving thread has it: the pid is its own.
         let pid = child.pid();
         let process = Arc::new(process);
@@ -314,7 +316,7 @@ impl Receiver {
             DataMessage::Holds { connections } => {
                 front.clients.hold(&connections, generation);
                 // There may be many more, while clients wait for their answers.
-                std::thread::yield_now();
+                std::thread::sleep(BREATH);
             }
             DataMessage::Epolls { .. } => self.epolls = descriptors,
             DataMessage::Quit => _ = front.events.send(Event::Quit),

@@ -1,6 +1,13 @@
-//! Finding the other server's program: beside this one, then on `PATH`.
+//! Finding the other server's program, beside this one, then on `PATH`; and launching it.
 
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use kvs_core::sys::launch::{self, Child, Urgency};
+
+use crate::options::ServerOptions;
 
 /// Why a program isn't there.
 #[derive(Debug)]
@@ -37,6 +44,23 @@ pub fn find(program: &str) -> Result<PathBuf, NotFound> {
         .map(|directory| directory.join(program))
         .find(|path| is_executable(path));
     found.ok_or(NotFound { program: program.to_owned(), beside })
+}
+
+/// Launches `program` as the other server, in a process group of its own: a Ctrl-C on the terminal is the front server's to obey. `mark` tells it that `input` is a socket to this one.
+///
+/// # Errors
+/// It isn't there, or what the kernel says.
+pub fn launch(
+    program: &str,
+    mark: &str,
+    options: &ServerOptions,
+    input: OwnedFd,
+    urgency: Urgency,
+) -> anyhow::Result<(Child, OwnedFd)> {
+    let path = find(program)?;
+    let arguments = std::iter::once(OsString::from(mark)).chain(options.to_arguments());
+    launch::launch(&path, arguments, input, urgency)
+        .with_context(|| format!("can't start {}", path.display()))
 }
 
 fn is_executable(path: &Path) -> bool {

@@ -64,8 +64,12 @@ impl Row {
         for (kind, samples) in [("kill", &self.gaps), ("calm", &self.calm)] {
             for gap in samples {
                 let Row { store, victim, entries, connections, .. } = self;
-                let [longest, first] = [gap.longest, gap.first].map(|gap| gap.as_secs_f64() * 1e6);
-                _ = writeln!(text, "{store},{victim},{entries},{connections},{kind},{longest:.1},{first:.1}");
+                let [longest, began, first] =
+                    [gap.longest, gap.began, gap.first].map(|gap| gap.as_secs_f64() * 1e6);
+                _ = writeln!(
+                    text,
+                    "\"{store}\",{victim},{entries},{connections},{kind},{longest:.1},{began:.1},{first:.1}"
+                );
             }
         }
         text
@@ -73,7 +77,8 @@ impl Row {
 }
 
 /// The columns of [`Row::csv`].
-pub const CSV_HEADING: &str = "store,killed,entries,connections,window,longest_gap_us,first_gap_us\n";
+pub const CSV_HEADING: &str =
+    "store,killed,entries,connections,window,longest_gap_us,began_us,first_gap_us\n";
 
 /// The sample below which that part of all is, the nearest one from above.
 fn percentile(mut sorted: Vec<Duration>, part: f64) -> Option<Duration> {

@@ -63,6 +63,12 @@ struct Options {
     /// Only stores whose name contains this: kvs, redis, memcached.
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
+    /// Only kills of those whose name contains this: data server, front server, both.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    killed: String,
+    /// Only with a standby, or only without.
+    #[arg(long, value_name = "on|off", value_parser = ["on", "off"])]
+    standby: Option<String>,
     /// Every sample goes here.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -113,7 +119,7 @@ fn measure_all(options: &Options) -> anyhow::Result<()> {
     let mut table = Table::new();
     for entries in or(&options.entries, &[10_000], &[10_000, 10_000_000]) {
         if "kvs".contains(&options.only) {
-            measure_ours(&mut table, entries, &connections, kills)?;
+            measure_ours(&mut table, entries, &connections, kills, options)?;
         }
         for (speak, name, most) in [(Speak::Redis, "redis", 20), (Speak::Memcached, "memcached", 20)] {
             if name.contains(&options.only) {
@@ -125,11 +131,22 @@ fn measure_all(options: &Options) -> anyhow::Result<()> {
     table.write(options)
 }
 
-fn measure_ours(table: &mut Table, entries: u64, connections: &[u64], kills: usize) -> anyhow::Result<()> {
-    for standby in standbys() {
+fn measure_ours(
+    table: &mut Table,
+    entries: u64,
+    connections: &[u64],
+    kills: usize,
+    options: &Options,
+) -> anyhow::Result<()> {
+    let mut standbys = standbys();
+    if let Some(wanted) = &options.standby {
+        standbys.retain(|standby| *standby == Some(wanted == "on"));
+    }
+    for standby in standbys {
         let mut kvs = Kvs::start(standby, entries)?;
         let mut victims = vec![Victim::Data, Victim::Front];
         victims.extend(kvs.has_standby.then_some(Victim::Both));
+        victims.retain(|victim| victim.name().contains(&options.killed));
         for victim in victims {
             for connections in connections {
                 table.add(measure::ours(&mut kvs, victim, entries, *connections as usize, kills)?);

@@ -21,6 +21,8 @@ const TAKE_OVER: Duration = Duration::from_millis(1);
 pub struct Gaps {
     /// Of all.
     pub longest: Duration,
+    /// When that began, from the opening of the window on.
+    pub began: Duration,
     /// Of those that began by its first millisecond.
     pub first: Duration,
 }
@@ -68,7 +70,7 @@ impl Watch {
     ) -> io::Result<()> {
         let mut wire = Wire::connect(speak, address)?;
         let (mut window, mut gaps, mut number) = (0, Gaps::default(), None);
-        let mut first_until = Instant::now();
+        let mut opened = Instant::now();
         let mut last = Instant::now();
         while !self.over.load(Ordering::Relaxed) {
             let asked = Instant::now();
@@ -82,10 +84,12 @@ impl Watch {
             if current != window {
                 self.note(window, gaps);
                 (window, gaps) = (current, Gaps::default());
-                first_until = self.opened().unwrap_or(now) + TAKE_OVER;
+                opened = self.opened().unwrap_or(now);
             }
-            gaps.longest = gaps.longest.max(now - last);
-            if last < first_until {
+            if now - last > gaps.longest {
+                (gaps.longest, gaps.began) = (now - last, last.saturating_duration_since(opened));
+            }
+            if last < opened + TAKE_OVER {
                 gaps.first = gaps.first.max(now - last);
             }
             last = now;

@@ -30,6 +30,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::io::{DupFlags, dup3};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
+use super::priority;
+
 /// Words of 16 bytes of the child's stack; it calls nothing but the C library's thinnest functions.
 const STACK_WORDS: usize = 4096;
 /// What a child ends with that could not become the program.
@@ -44,6 +46,16 @@ struct Pad {
     input: OwnedFd,
     /// What becomes its standard output: `/dev/null`.
     output: OwnedFd,
+}
+
+/// How soon a program is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// Somebody waits for it.
+    Now,
+    /// Nobody does: it gives way to whoever wants its core, if it may stop doing so, which is up to the program
+    /// ([`Rank`](super::priority::Rank)).
+    AtLeisure,
 }
 
 /// A program that was launched, to be reaped.
@@ -97,6 +109,7 @@ pub fn launch<A: AsRef<OsStr>>(
     path: &Path,
     arguments: impl IntoIterator<Item = A>,
     input: OwnedFd,
+    urgency: Urgency,
 ) -> io::Result<(Child, OwnedFd)> {
     let mut guard = pad()?;
     let Some(Pad { input: place, output }) = &mut *guard else { return Err(io::ErrorKind::Other.into()) };
@@ -117,6 +130,7 @@ pub fn launch<A: AsRef<OsStr>>(
         input: place.as_raw_fd(),
         output: output.as_raw_fd(),
         signals: no_signals(),
+        gives_way: urgency == Urgency::AtLeisure && priority::can_return(),
         error: 0,
     };
     dup3(&input, place, DupFlags::CLOEXEC)?;
@@ -153,6 +167,8 @@ struct Plan {
     output: c_int,
     /// Those that were blocked.
     signals: libc::sigset_t,
+    /// Others go first already while it is loaded.
+    gives_way: bool,
     /// Why the program could not be executed.
     error: c_int,
 }
@@ -214,6 +230,10 @@ fn execute(plan: &Plan) -> c_int {
                 libc::sigaction(signal, &raw const action, ptr::null_mut());
             }
         }
+        if plan.gives_way {
+            // Not by as much as can be: this process stands still until the child is another program. It is no harm if it fails.
+            libc::nice(priority::NICE);
+        }
         if libc::setpgid(0, 0) != 0 {
             return error();
         }
@@ -241,9 +261,10 @@ mod tests {
 
     use super::*;
 
-    fn run(script: &str) -> (String, ExitStatus) {
+    fn run(script: &str, urgency: Urgency) -> (String, ExitStatus) {
         let (mut own, its) = UnixStream::pair().expect("a pair");
-        let (child, process) = launch(Path::new("/bin/sh"), ["-c", script], its.into()).expect("a shell");
+        let (child, process) =
+            launch(Path::new("/bin/sh"), ["-c", script], its.into(), urgency).expect("a shell");
         assert_eq!(rustix::process::pidfd_send_signal(&process, rustix::process::Signal::CONT), Ok(()));
         let mut said = String::new();
         own.read_to_string(&mut said).expect("it speaks until it ends");
@@ -256,7 +277,8 @@ mod tests {
         let null = File::open("/dev/null").expect("exists");
         let kept = rustix::io::fcntl_dupfd_cloexec(null, 900).expect("room");
         rustix::io::fcntl_setfd(&kept, rustix::io::FdFlags::empty()).expect("open");
-        let (said, status) = run("for at in /proc/$$/fd/*; do echo -n \"${at##*/} \"; done >&0; exit 3");
+        let (said, status) =
+            run("for at in /proc/$$/fd/*; do echo -n \"${at##*/} \"; done >&0; exit 3", Urgency::Now);
         let numbers: Vec<u32> = said.split_whitespace().map(|word| word.parse().expect("a number")).collect();
         // Some may be inherited from whoever started the tests.
         assert!([0, 1, 2].iter().all(|number| numbers.contains(number)), "{said}");
@@ -266,8 +288,9 @@ mod tests {
 
     #[test]
     fn program_has_the_environment_a_group_of_its_own_and_no_signal_blocked() {
-        let (said, status) =
-            run("echo $$ $(cut -d' ' -f5 /proc/$$/stat) $PATH $(grep SigBlk /proc/$$/status) >&0; kill $$");
+        let script =
+            "echo $$ $(cut -d' ' -f5 /proc/$$/stat) $PATH $(grep SigBlk /proc/$$/status) >&0; kill $$";
+        let (said, status) = run(script, Urgency::Now);
         let words: Vec<&str> = said.split_whitespace().collect();
         assert_eq!(words[0], words[1], "{said}");
         assert_eq!(words[2], std::env::var("PATH").expect("there is one"), "{said}");
@@ -276,9 +299,20 @@ mod tests {
     }
 
     #[test]
+    fn program_that_nobody_waits_for_gives_way_if_it_may_stop_doing_so() {
+        let nice = |urgency| -> i32 {
+            let (said, _) = run("cut -d' ' -f19 /proc/$$/stat >&0", urgency);
+            said.trim().parse().expect("a number")
+        };
+        let own = nice(Urgency::Now);
+        let by = if priority::can_return() { priority::NICE } else { 0 };
+        assert_eq!(nice(Urgency::AtLeisure), (own + by).min(19));
+    }
+
+    #[test]
     fn program_that_is_not_there_is_an_error() {
         let (mut own, its) = UnixStream::pair().expect("a pair");
-        let launched = launch(Path::new("/nowhere/nothing"), ["x"], its.into());
+        let launched = launch(Path::new("/nowhere/nothing"), ["x"], its.into(), Urgency::Now);
         assert_eq!(launched.err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
         assert_eq!(own.read(&mut [0]).expect("the other end is closed"), 0);
     }

@@ -1,18 +1,28 @@
-//! Making the dead give way to the living.
+//! Making the dead, and those who prepare, give way to the living.
 //!
 //! The last thread of a killed process gives back its memory and its descriptors, in the kernel, on some core: 0.4 ms, with
 //! ten thousand connections 15 ms. Whoever was put behind it on that core waits for it, unless it is made to give way. Half of that
 //! time goes to its epolls, which each client's socket has to be taken out of. So the front server keeps a duplicate of
 //! them, and lets it go, giving way as well, when nobody waits for it.
+//!
+//! The next standby costs as much: a program to be loaded, thousands of sockets to be taken, the segment to be mapped. The fair scheduler lets
+//! it have its share in turns that last until the clock ticks, 4 ms on many kernels, while clients wait. The share goes with the weight,
+//! so what is nobody's hurry is done by threads of little weight, and a turn of theirs is rare. Not everybody may go back to the weight that
+//! they had: who may not keeps it.
 #![allow(unsafe_code)]
 
 use std::fs;
 use std::io;
+use std::sync::OnceLock;
+
+use rustix::process::{Pid, getpriority_process, setpriority_process};
 
 use super::process::is_ending;
 
-/// A tenth of the weight of those that it gives way to.
-const NICE: i32 = 10;
+/// A tenth of the weight of those that are given way to.
+pub(super) const NICE: i32 = 10;
+/// A seventieth; the least that an ordinary thread can have.
+const NICE_MOST: i32 = 19;
 /// The shortest slice there is, in nanoseconds.
 const SLICE_NS: u64 = 100_000;
 
@@ -33,12 +43,59 @@ pub fn give_way_if_ending(pid: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the calling thread give way to every other that wants its core, from now on.
+/// Lets the calling thread, and those that it starts, give way to every other that wants its core, from now on.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn give_way_from_now_on() -> io::Result<()> {
-    give_way(0)
+    Ok(setpriority_process(None, NICE_MOST)?)
+}
+
+/// How much of a core a thread gets beside others who want it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rank(i32);
+
+impl Rank {
+    /// That of the first thread of the process that has `pid`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn of_process(pid: u32) -> io::Result<Self> {
+        let pid = Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self(getpriority_process(Some(pid))?))
+    }
+
+    /// Gives it to the calling thread, and those that it starts.
+    ///
+    /// # Errors
+    /// This process may not have so high a one.
+    pub fn take(self) -> io::Result<()> {
+        Ok(setpriority_process(None, self.0)?)
+    }
+
+    /// Lets the calling thread, and those that it starts, give way to every other, until it takes this rank. One that may not take it
+    /// does not give way.
+    pub fn leave(self) {
+        if can_return() {
+            // At worst it has its share.
+            let _ = give_way_from_now_on();
+        }
+    }
+}
+
+/// Whether a thread of this process that has given way may take its rank again: the superuser's may, and those whose `RLIMIT_NICE`
+/// allows it (`LimitNICE=` of systemd).
+pub(super) fn can_return() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    let attempt = || {
+        let rank = Rank(getpriority_process(None)?);
+        give_way_from_now_on()?;
+        rank.take()
+    };
+    // In a thread of its own, which ends where it is.
+    *CAN.get_or_init(|| {
+        std::thread::scope(|scope| scope.spawn(attempt).join().is_ok_and(|done| done.is_ok()))
+    })
 }
 
 /// What `sched_setattr` takes (sched(7), `struct sched_attr`, version 0).
@@ -78,12 +135,28 @@ fn give_way(thread: i32) -> io::Result<()> {
 
 #[cfg(all(test, not(miri)))]
 mod tests {
-    //! Goal: only who is ending gives way. Method: a child that has ended and isn't waited for yet, and one that runs.
+    //! Goal: only who is ending gives way, and nobody for longer than it wants. Method: a child that has ended and isn't waited for yet,
+    //! and one that runs; a thread's nice value.
 
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
     use super::*;
+
+    #[test]
+    fn rank_that_was_left_is_taken_again_where_that_is_allowed() {
+        let rank = || getpriority_process(None).expect("a thread");
+        std::thread::spawn(move || {
+            let own = Rank::of_process(std::process::id()).expect("this process");
+            assert_eq!(own.0, rank(), "a new thread has the process's");
+            own.leave();
+            assert_eq!(rank(), if can_return() { NICE_MOST } else { own.0 });
+            own.take().expect("it has left it only if it may");
+            assert_eq!(rank(), own.0);
+        })
+        .join()
+        .expect("no panic");
+    }
 
     fn nice(pid: u32) -> i32 {
         // SAFETY: plain numbers.
