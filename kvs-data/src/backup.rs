@@ -101,10 +101,10 @@ impl Backup {
         let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
         let (opened, ready) = crossbeam_channel::bounded(1);
         let offset = shared.segment.claim_worker(shared.workers as u64 + 1)?;
-        let synchronizer = Synchronizer::start()?;
+        let synchronizer = Synchronizer::start(shared)?;
         let shared = Arc::clone(shared);
         let thread = std::thread::Builder::new().name("backup".into()).spawn(move || {
-            let Ok(_alive) = shared.liveness.claim(FIRST_HELPER_SLOT + 1) else { std::process::abort() };
+            let _alive = shared.enter(FIRST_HELPER_SLOT + 1);
             let Ok(slot) = shared.segment.memory().object(offset) else { std::process::abort() };
             let thread = BackupThread::new(&shared, slot, path, durability, synchronizer);
             if let Err(error) = thread.run(begin, &opened, &calls, &stopped) {
@@ -147,10 +147,12 @@ struct Synchronizer {
 }
 
 impl Synchronizer {
-    fn start() -> anyhow::Result<Self> {
+    fn start(shared: &Arc<Shared>) -> anyhow::Result<Self> {
         let (jobs, inbox) = crossbeam_channel::unbounded::<Job>();
         let (outbox, results) = crossbeam_channel::unbounded();
+        let shared = Arc::clone(shared);
         let thread = std::thread::Builder::new().name("backup-sync".into()).spawn(move || {
+            shared.come_forward();
             for job in inbox {
                 let done = match job {
                     Job::Sync(ticket) => {

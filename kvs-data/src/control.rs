@@ -21,6 +21,7 @@ use kvs_core::control::{
 use kvs_core::limits::CONNECTIONS_MAX_LIMIT;
 use kvs_core::liveness::{LivenessError, LivenessPage, MAIN_SLOT};
 use kvs_core::session::Sessions;
+use kvs_core::sys::priority::Rank;
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::table::Table;
 use kvs_core::wire::{self, ErrorCode, Response, ResponseBody};
@@ -109,7 +110,7 @@ pub struct Prepared {
     pub shared: Arc<Shared>,
     /// Calls of the backup thread.
     pub called: Receiver<()>,
-    /// The workers, which wait for their [`Starter`](crate::worker::Starter).
+    /// The workers, which wait until they may [begin](Shared::begin).
     pub workers: Vec<WorkerHandle>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -124,6 +125,7 @@ impl Prepared {
         table: &Table,
         liveness: LivenessPage,
         begun: Instant,
+        rank: Option<Rank>,
     ) -> anyhow::Result<Self> {
         let workers = options.worker_count();
         let (calls, called) = crossbeam_channel::bounded(1);
@@ -142,7 +144,9 @@ impl Prepared {
             free_slots: Mutex::default(),
             served: OnceLock::new(),
             unsettled: AtomicU64::new(0),
+            front_at_begin: OnceLock::new(),
             begun,
+            rank,
             segment: table.segment().clone(),
         });
         let started = (0..workers).map(|index| WorkerHandle::start(&shared, index));
@@ -182,6 +186,8 @@ pub struct Server {
     unclaimed: HashMap<u64, SlotIndex>,
     /// Sockets of that time may still be passed.
     is_restoring: bool,
+    /// The main thread still gives way to others, as a standby's does.
+    gives_way: bool,
 }
 
 fn begin(
@@ -193,14 +199,14 @@ fn begin(
 ) -> anyhow::Result<Server> {
     let inherits = told.inherits;
     let Started { segment, table, start, begin } = start::open(options, told)?;
-    let prepared = Prepared::new(options, &table, liveness, begun)?;
+    let prepared = Prepared::new(options, &table, liveness, begun, None)?;
     prepared.shared.claim()?;
     if inherits {
         prepared.shared.inherit_clients();
     }
     let front = Arc::clone(&origin.socket);
     let server = Server::new(options, prepared, origin, begin, &HashMap::new())?;
-    server.workers.iter().for_each(|worker| worker.starter().go(Arc::clone(&front)));
+    server.shared.begin(front);
     drop(segment);
     server.say_ready(start, begun)?;
     Ok(server)
@@ -245,6 +251,7 @@ impl Server {
         let fronts = Fronts::new(own, origin, Heartbeat::start(&shared, options.hang_timeout)?);
         let housekeeping = Housekeeping::start(&shared)?;
         Ok(Self {
+            gives_way: shared.rank.is_some(),
             shared,
             workers,
             threads,
@@ -398,6 +405,11 @@ impl Server {
             }
         }
         self.seat(clients, !self.is_restoring);
+        // After a take-over those who are connected go first, until somebody waits for this thread: the next client.
+        if self.gives_way && !self.is_restoring {
+            self.gives_way = false;
+            self.shared.come_forward();
+        }
     }
 
     /// Tells the standby of clients, then gives each to a worker: nobody is served who is lost with this process and the front

@@ -43,7 +43,7 @@ impl Heartbeat {
         let Some(interval) = interval(hang_timeout) else { return Ok(Self { front }) };
         let (shared, watched) = (Arc::clone(shared), Arc::clone(&front));
         let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
-            let Ok(_alive) = shared.liveness.claim(SLOT) else { std::process::abort() };
+            let _alive = shared.enter(SLOT);
             let Some(mut looks) = Looks::new(&shared) else { std::process::abort() };
             loop {
                 std::thread::sleep(interval);

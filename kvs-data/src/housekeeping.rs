@@ -57,7 +57,7 @@ impl Housekeeping {
         let offset = shared.segment.claim_worker(shared.workers as u64)?;
         let shared = Arc::clone(shared);
         let thread = std::thread::Builder::new().name("housekeeping".into()).spawn(move || {
-            let Ok(_alive) = shared.liveness.claim(FIRST_HELPER_SLOT) else { std::process::abort() };
+            let _alive = shared.enter(FIRST_HELPER_SLOT);
             let Ok(slot) = shared.segment.memory().object(offset) else { std::process::abort() };
             let mut pages = HugePages::new(&shared);
             let mut pause = PAUSE_MAX;

@@ -15,11 +15,12 @@ use kvs_core::connection::slot::SlotIndex;
 use kvs_core::connection::usage::Usage;
 use kvs_core::control::StatisticOwned;
 use kvs_core::instance::InstanceName;
-use kvs_core::liveness::LivenessPage;
+use kvs_core::liveness::{LivenessHold, LivenessPage};
 use kvs_core::recover;
 use kvs_core::segment::layout::WorkerSlot;
 use kvs_core::segment::{Segment, SegmentError, identity, text_of};
 use kvs_core::session::Sessions;
+use kvs_core::sys::priority::Rank;
 use kvs_core::sys::process::open_descriptors;
 use kvs_core::table::Table;
 
@@ -55,11 +56,41 @@ pub struct Shared {
     pub served: OnceLock<Vec<SlotIndex>>,
     /// Workers that may not have taken up all clients of the data server before.
     pub unsettled: AtomicU64,
+    /// The socket to the front server at the time when the workers may begin.
+    pub front_at_begin: OnceLock<Arc<OwnedFd>>,
     /// When this process began.
     pub begun: Instant,
+    /// That of the threads that somebody waits for. None: it is that of all, since this process was wanted at once.
+    pub rank: Option<Rank>,
 }
 
 impl Shared {
+    /// Lets all workers begin, in a segment that is recovered. `front` is the socket to the front server. They are woken together: the first
+    /// that is woken may take the core on which the others would be.
+    pub fn begin(&self, front: Arc<OwnedFd>) {
+        // They begin once.
+        let _ = self.front_at_begin.set(front);
+    }
+
+    /// Waits until they may; one of a standby that is let go does so until the process ends.
+    pub fn await_begin(&self) -> Arc<OwnedFd> {
+        Arc::clone(self.front_at_begin.wait())
+    }
+
+    /// From now on somebody waits for the calling thread.
+    pub fn come_forward(&self) {
+        if let Some(Err(error)) = self.rank.map(Rank::take) {
+            log::warn!("a thread stays behind others who want its core: {error}");
+        }
+    }
+
+    /// What a thread begins with that somebody waits for, whose slot of the liveness page this is. It lives as long as it holds that.
+    pub fn enter(&self, slot: usize) -> LivenessHold {
+        self.come_forward();
+        // Nobody could tell whether it lives.
+        self.liveness.claim(slot).unwrap_or_else(|_| std::process::abort())
+    }
+
     /// Calls the backup thread; it comes once for many calls.
     pub fn call_backup(&self) {
         // One call waiting is as good as many.

@@ -42,7 +42,6 @@ use crate::shared::Shared;
 use crate::start::{self, Told};
 use crate::wait::wait_for;
 use crate::watch_front::Origin;
-use crate::worker::{Starter, WorkerHandle};
 
 /// The watching thread's slot of the liveness page.
 const SLOT: usize = FIRST_HELPER_SLOT + 2;
@@ -74,8 +73,6 @@ struct Place {
 
 struct Standby {
     prepared: Prepared,
-    /// That of those who do not give way.
-    rank: Option<Rank>,
     origin: Origin,
     /// The socket to the front server, as the watching thread gives it to the workers.
     front: Arc<Mutex<Arc<OwnedFd>>>,
@@ -109,19 +106,18 @@ pub fn stand(
 ) -> anyhow::Result<Option<Server>> {
     let Told { front: told_front, tcp_address, unix_path, segment, .. } = told;
     let segment = segment.context("a standby needs the segment")?;
-    // It was launched as one that gives way; those who serve when it takes over do not.
+    // It was launched as one that gives way. Threads that somebody will wait for take this rank when they begin.
     let rank = Rank::of_process(told_front.pid).ok();
+    rank.into_iter().for_each(Rank::leave);
     let segment = Segment::attach(&options.name.segment_path(), segment)?;
     let table = Table::new(&segment)?;
-    take(rank);
-    let prepared = Prepared::new(options, &table, liveness, begun)?;
+    let prepared = Prepared::new(options, &table, liveness, begun, rank)?;
     let front = Arc::new(Mutex::new(Arc::clone(&origin.socket)));
     let taking_over = TakingOver {
         options: options.clone(),
         addresses: (tcp_address, unix_path),
         dead: watched.liveness,
         shared: Arc::clone(&prepared.shared),
-        workers: prepared.workers.iter().map(WorkerHandle::starter).collect(),
         front: Arc::clone(&front),
     };
     let (result, took_over) = (Arc::new(Mutex::new(None)), eventfd(0, EventfdFlags::CLOEXEC)?);
@@ -135,12 +131,10 @@ pub fn stand(
             let _ = rustix::io::write(&tell, &1u64.to_ne_bytes());
         })
         .context("can't start a thread to watch the data server")?;
-    rank.into_iter().for_each(Rank::leave);
     let benches = prepared.workers.iter().map(|worker| Arc::clone(&worker.bench)).collect();
     let upkeep = Upkeep::start(&segment, benches)?;
     let mut standby = Standby {
         prepared,
-        rank,
         origin,
         front,
         seated: HashMap::new(),
@@ -151,7 +145,6 @@ pub fn stand(
     log::debug!("standing by");
     let link = Arc::new(watched.link);
     let outcome = standby.wait(&link, &took_over)?;
-    take(rank);
     upkeep.stop();
     match outcome {
         Outcome::Over => Ok(None),
@@ -323,7 +316,6 @@ impl Standby {
 
     /// All clients are known: from now on this process alone is enough to keep them.
     fn stand(&mut self) {
-        take(self.rank);
         let segment = &self.prepared.shared.segment;
         if let Ok(header) = segment.header() {
             segment.memory().store(&header.standby_stands, u64::from(std::process::id()));
@@ -364,13 +356,6 @@ impl Standby {
     }
 }
 
-/// From now on this thread is one that somebody waits for.
-fn take(rank: Option<Rank>) {
-    if let Some(Err(error)) = rank.map(Rank::take) {
-        log::warn!("this data server stays behind others who want its core: {error}");
-    }
-}
-
 /// The last thread of who died has much to give back; a client that is to be answered may have been put behind it.
 fn let_dead_give_way(pid: &Word) {
     if let Err(error) = priority::give_way_if_ending(pid.load() as u32) {
@@ -384,7 +369,6 @@ struct TakingOver {
     addresses: (String, String),
     dead: LivenessPage,
     shared: Arc<Shared>,
-    workers: Vec<Starter>,
     front: Arc<Mutex<Arc<OwnedFd>>>,
 }
 
@@ -401,6 +385,7 @@ impl TakingOver {
 
     /// Waits, and takes over; gives the time at which the death was noticed.
     fn run(self) -> anyhow::Result<Instant> {
+        self.shared.come_forward();
         let _alive = self.shared.liveness.claim(SLOT)?;
         self.dead.await_death(MAIN_SLOT)?;
         let noticed = Instant::now();
@@ -416,7 +401,7 @@ impl TakingOver {
         let (tcp_address, unix_path) = &self.addresses;
         start::introduce(&self.shared.segment, &self.options, None, (tcp_address, unix_path), true)?;
         let front = Arc::clone(&self.front.lock().unwrap_or_else(PoisonError::into_inner));
-        self.workers.iter().for_each(|worker| worker.go(Arc::clone(&front)));
+        self.shared.begin(front);
         // Both may have died at the same instant.
         let_dead_give_way(&header.front_process[0]);
         log::debug!("{:?} from the death to the workers", noticed.elapsed());

@@ -89,22 +89,9 @@ pub enum Command {
 /// The main thread's end of a worker.
 pub struct WorkerHandle {
     commands: Sender<Command>,
-    starter: Starter,
     wake: Arc<OwnedFd>,
     /// Where clients sit until it begins.
     pub bench: Arc<Bench>,
-}
-
-/// Lets a worker begin.
-#[derive(Clone)]
-pub struct Starter(Sender<Arc<OwnedFd>>);
-
-impl Starter {
-    /// Lets it begin, in a segment that is recovered. `front` is the socket to the front server.
-    pub fn go(&self, front: Arc<OwnedFd>) {
-        // It is told once, and its thread lives.
-        let _ = self.0.send(front);
-    }
 }
 
 /// What wakes a worker.
@@ -117,21 +104,19 @@ pub fn wake() -> anyhow::Result<Arc<OwnedFd>> {
 }
 
 impl WorkerHandle {
-    /// Starts worker `index`, which waits for its [`Starter`].
+    /// Starts worker `index`, which waits until all may [begin](Shared::begin).
     ///
     /// # Errors
     /// When there is no memory, descriptor or thread to be had.
     pub fn start(shared: &Arc<Shared>, index: usize) -> anyhow::Result<(Self, JoinHandle<()>)> {
         let (commands, inbox) = crossbeam_channel::unbounded();
-        let (go, gone) = crossbeam_channel::bounded::<Arc<OwnedFd>>(1);
         let wake = Arc::clone(&shared.wakes[index]);
         let bench = Arc::new(Bench::new()?);
         epoll::add(&bench.epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         let (shared, thread_wake, thread_bench) = (Arc::clone(shared), Arc::clone(&wake), Arc::clone(&bench));
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-            let Ok(_alive) = shared.liveness.claim(FIRST_WORKER_SLOT + index) else { std::process::abort() };
-            // A standby that is let go has no main thread any more.
-            let Ok(front) = gone.recv() else { return };
+            let _alive = shared.enter(FIRST_WORKER_SLOT + index);
+            let front = shared.await_begin();
             let Ok(slot) = shared.segment.memory().object(shared.segment.regions().worker(index as u64))
             else {
                 std::process::abort()
@@ -142,15 +127,7 @@ impl WorkerHandle {
                 std::process::abort();
             }
         });
-        Ok((
-            Self { commands, starter: Starter(go), wake, bench },
-            thread.context("can't start a worker thread")?,
-        ))
-    }
-
-    /// What lets it begin.
-    pub fn starter(&self) -> Starter {
-        self.starter.clone()
+        Ok((Self { commands, wake, bench }, thread.context("can't start a worker thread")?))
     }
 
     /// Tells the worker something.

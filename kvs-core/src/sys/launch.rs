@@ -28,7 +28,7 @@ use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::{DupFlags, dup3};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, WaitOptions, getpriority_process, waitpid};
 
 use super::priority;
 
@@ -130,7 +130,10 @@ pub fn launch<A: AsRef<OsStr>>(
         input: place.as_raw_fd(),
         output: output.as_raw_fd(),
         signals: no_signals(),
-        gives_way: urgency == Urgency::AtLeisure && priority::can_return(),
+        gives_way: match urgency {
+            Urgency::Now => None,
+            Urgency::AtLeisure => Some((priority::can_return(), getpriority_process(None)?)),
+        },
         error: 0,
     };
     dup3(&input, place, DupFlags::CLOEXEC)?;
@@ -167,8 +170,8 @@ struct Plan {
     output: c_int,
     /// Those that were blocked.
     signals: libc::sigset_t,
-    /// Others go first already while it is loaded.
-    gives_way: bool,
+    /// Others go first already while it is loaded: whether it may stop giving way, and this thread's nice value.
+    gives_way: Option<(bool, c_int)>,
     /// Why the program could not be executed.
     error: c_int,
 }
@@ -230,9 +233,8 @@ fn execute(plan: &Plan) -> c_int {
                 libc::sigaction(signal, &raw const action, ptr::null_mut());
             }
         }
-        if plan.gives_way {
-            // Not by as much as can be: this process stands still until the child is another program. It is no harm if it fails.
-            libc::nice(priority::NICE);
+        if let Some((can_return, nice)) = plan.gives_way {
+            priority::give_way_at_birth(can_return, nice);
         }
         if libc::setpgid(0, 0) != 0 {
             return error();
@@ -305,7 +307,7 @@ mod tests {
             said.trim().parse().expect("a number")
         };
         let own = nice(Urgency::Now);
-        let by = if priority::can_return() { priority::NICE } else { 0 };
+        let by = if priority::can_return() { 10 } else { 0 };
         assert_eq!(nice(Urgency::AtLeisure), (own + by).min(19));
     }
 

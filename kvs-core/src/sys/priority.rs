@@ -15,16 +15,20 @@ use std::fs;
 use std::io;
 use std::sync::OnceLock;
 
-use rustix::process::{Pid, getpriority_process, setpriority_process};
+use rustix::process::{Pid, getpriority_process};
 
 use super::process::is_ending;
 
 /// A tenth of the weight of those that are given way to.
-pub(super) const NICE: i32 = 10;
+const NICE: i32 = 10;
 /// A seventieth; the least that an ordinary thread can have.
 const NICE_MOST: i32 = 19;
-/// The shortest slice there is, in nanoseconds.
-const SLICE_NS: u64 = 100_000;
+/// The longest slice there is, in nanoseconds.
+const SLICE_LONGEST_NS: u64 = 100_000_000;
+/// That of all who haven't asked for another.
+const SLICE_USUAL: u64 = 0;
+/// The calling thread.
+const CALLING: i32 = 0;
 
 /// Lets what is left of the process that has `pid`, if it is ending, give way to every other thread that wants its core. One that isn't
 /// ending is left as it is: so it does no harm when the pid has gone to another.
@@ -38,7 +42,7 @@ pub fn give_way_if_ending(pid: u32) -> io::Result<()> {
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let name = thread?.file_name();
         let id = name.to_str().and_then(|name| name.parse::<i32>().ok());
-        id.map_or(Ok(()), give_way)?;
+        id.map_or(Ok(()), |id| set(id, NICE, SLICE_LONGEST_NS))?;
     }
     Ok(())
 }
@@ -48,7 +52,7 @@ pub fn give_way_if_ending(pid: u32) -> io::Result<()> {
 /// # Errors
 /// What the kernel says.
 pub fn give_way_from_now_on() -> io::Result<()> {
-    Ok(setpriority_process(None, NICE_MOST)?)
+    set(CALLING, NICE_MOST, SLICE_LONGEST_NS)
 }
 
 /// How much of a core a thread gets beside others who want it.
@@ -70,17 +74,24 @@ impl Rank {
     /// # Errors
     /// This process may not have so high a one.
     pub fn take(self) -> io::Result<()> {
-        Ok(setpriority_process(None, self.0)?)
+        set(CALLING, self.0, SLICE_USUAL)
     }
 
     /// Lets the calling thread, and those that it starts, give way to every other, until it takes this rank. One that may not take it
-    /// does not give way.
+    /// keeps its weight.
     pub fn leave(self) {
-        if can_return() {
-            // At worst it has its share.
-            let _ = give_way_from_now_on();
-        }
+        let nice = if can_return() { NICE_MOST } else { self.0 };
+        // At worst it goes on as it is.
+        let _ = set(CALLING, nice, SLICE_LONGEST_NS);
     }
+}
+
+/// Lets the calling process, which is about to become a program that nobody waits for, give way to others while that is loaded. Not by
+/// as much as can be: who launches it stands still until it has become that program. Makes system calls only.
+pub(super) fn give_way_at_birth(can_return: bool, nice: i32) {
+    let nice = if can_return { (nice + NICE).min(NICE_MOST) } else { nice };
+    // At worst it is one like others.
+    let _ = set(CALLING, nice, SLICE_LONGEST_NS);
 }
 
 /// Whether a thread of this process that has given way may take its rank again: the superuser's may, and those whose `RLIMIT_NICE`
@@ -111,17 +122,18 @@ struct Attributes {
     period_ns: u64,
 }
 
-/// The thread (0: the calling one) is still an ordinary one, so that it comes to its end on a busy machine, too. A change of the nice
-/// value makes the scheduler choose again, for those who wait on its core; the short slice (from Linux 6.12 on, before it is ignored)
-/// lets those go first who wake up there later.
-fn give_way(thread: i32) -> io::Result<()> {
+/// Whoever gives way is still an ordinary thread, so that it comes to its end on a busy machine, too. A change of the nice
+/// value makes the scheduler choose again, for those who wait on its core. A thread that runs is not interrupted before its slice is
+/// over, but by one whose own slice is shorter (from Linux 6.12 on; before, slices are not a thread's own): so
+/// whoever wakes up on its core goes first at once.
+fn set(thread: i32, nice: i32, slice_ns: u64) -> io::Result<()> {
     let attributes = Attributes {
         size: size_of::<Attributes>() as u32,
         policy: libc::SCHED_OTHER.cast_unsigned(),
         flags: 0,
-        nice: NICE,
+        nice,
         priority: 0,
-        runtime_ns: SLICE_NS,
+        runtime_ns: slice_ns,
         deadline_ns: 0,
         period_ns: 0,
     };
