@@ -222,6 +222,35 @@ fn servers_killed_at_random_lose_no_acknowledged_write_and_are_never_two() {
     verify(&store, &journals);
 }
 
+/// Threads of a process that have another nice value than the first one of `other`, by their names.
+fn threads_of_other_rank(pid: Pid, other: Pid) -> Vec<String> {
+    let nice = |stat: &str| -> Option<String> {
+        Some(stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.to_owned())
+    };
+    let own = fs::read_to_string(format!("/proc/{other}/stat")).ok().and_then(|stat| nice(&stat));
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    stats.filter(|stat| nice(stat) != own).collect()
+}
+
+#[test]
+fn data_that_took_over_has_the_rank_that_it_gave_up_while_it_stood_by() {
+    let store = Store::start();
+    let mut client = store.connect();
+    for _ in 0..3 {
+        store.await_standby();
+        let dead = store.data_pid();
+        send(dead, Signal::KILL);
+        assert!(matches!(client.ask(&increment(b"one", 1)).expect("it notices nothing"), Answer::Number(_)));
+        eventually("no thread gives way any longer", SOON, || {
+            // The main thread does until a client comes who waits for it.
+            let _next = store.new_client();
+            let (data, front) = (store.data_pid(), store.present_front_pid());
+            data != dead && threads_of_other_rank(data, front).is_empty()
+        });
+    }
+}
+
 #[test]
 fn both_killed_and_started_by_hand_go_on_where_they_were() {
     let store = Store::start();

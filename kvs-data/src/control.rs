@@ -160,11 +160,11 @@ const ITEMS_AT_ONCE: usize = 256;
 /// For so long. The scheduler may take who only yields for the one whose turn it is.
 const BREATH: Duration = Duration::from_micros(50);
 
-/// The same, but others get the core in between: clients wait for their answers while a data server that took over counts its
-/// thousands.
-pub fn considerate<T>(items: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
-    items.enumerate().map(|(index, item)| {
-        if index % ITEMS_AT_ONCE == ITEMS_AT_ONCE - 1 {
+/// The same, but others get the core in between, if there are any: clients wait for their answers while a data server that took over
+/// counts its thousands. One whose workers have not begun has nobody to wait for it.
+pub fn considerate<T>(is_served: bool, items: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
+    items.enumerate().map(move |(index, item)| {
+        if is_served && index % ITEMS_AT_ONCE == ITEMS_AT_ONCE - 1 {
             std::thread::sleep(BREATH);
         }
         item
@@ -229,7 +229,8 @@ impl Server {
         let survivors = if is_restoring { resume::survivors(&shared.segment)? } else { Vec::new() };
         // The workers free those of the clients that they have, or begin to use them: perhaps they have already.
         let mut is_taken = vec![false; shared.segment.header()?.connection_slots_reserved.load() as usize];
-        for index in considerate(survivors.iter().map(|(_, index)| index).chain(seated.values())) {
+        let is_served = shared.front_at_begin.get().is_some();
+        for index in considerate(is_served, survivors.iter().map(|(_, index)| index).chain(seated.values())) {
             is_taken.get_mut(*index as usize).into_iter().for_each(|taken| *taken = true);
         }
         // The lowest goes first.
@@ -237,7 +238,7 @@ impl Server {
         let mut free: Vec<u64> = free.collect();
         free.reverse();
         shared.free_slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).splice(0..0, free);
-        let unclaimed = considerate(survivors.into_iter())
+        let unclaimed = considerate(is_served, survivors.into_iter())
             .filter(|(connection, _)| !seated.contains_key(connection))
             .collect();
         let backup = Backup::start(&shared, options.backup_path(), options.durability, begin, called)?;

@@ -345,7 +345,8 @@ impl Standby {
     fn into_server(self, options: &ServerOptions, began: Instant) -> anyhow::Result<Server> {
         let shared = &self.prepared.shared;
         shared.connections.fetch_add(self.seated.len() as u64, Ordering::Relaxed);
-        let early = considerate(self.seated.into_iter()).map(|(connection, place)| (connection, place.slot));
+        let early =
+            considerate(true, self.seated.into_iter()).map(|(connection, place)| (connection, place.slot));
         let late = self.late.iter().map(|client| (client.adopted.connection, client.index));
         let seated: HashMap<u64, SlotIndex> = early.chain(late).collect();
         let mut server = Server::new(options, self.prepared, self.origin, Begin::Later, &seated)?;
