@@ -47,6 +47,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::limits::CONNECTIONS_MAX_LIMIT;
 use crate::sys::fd_passing::{self, DESCRIPTORS_PER_MESSAGE_MAX, PassingError, Wait};
 use crate::sys::process::ProcessIdentity;
 
@@ -99,9 +100,30 @@ pub struct Seat {
     pub slot: u64,
 }
 
+/// Bits of a place in a token.
+const PLACE_BITS: u32 = 18;
+const _: () = assert!(CONNECTIONS_MAX_LIMIT < 1 << PLACE_BITS);
+
+/// What a worker's epoll says of a client: its place at the worker, and above that the number of its connection, for whoever has the epoll
+/// when the worker is dead. The highest bits of a number are left out, which are 0 for some years from the start of the machine on.
+pub const fn token(place: usize, connection: u64) -> u64 {
+    connection << PLACE_BITS | place as u64 & ((1 << PLACE_BITS) - 1)
+}
+
+/// The place in a token.
+#[inline]
+pub const fn token_place(token: u64) -> usize {
+    (token & ((1 << PLACE_BITS) - 1)) as usize
+}
+
+/// The connection in a token.
+pub const fn token_connection(token: u64) -> u64 {
+    token >> PLACE_BITS
+}
+
 /// Version of the messages; raised with every change of one, so that an upgrade does not put two releases together that don't
 /// understand each other.
-pub const CONTROL_VERSION: u32 = 2;
+pub const CONTROL_VERSION: u32 = 3;
 
 /// What a data server is launched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -322,9 +344,11 @@ pub enum DataMessage {
         start: StartKind,
         /// From its first instruction to here, in microseconds.
         took_us: u64,
+        /// Connections that the data server before was just serving: they may wait for an answer to what it had received.
+        served: Vec<u64>,
     },
     /// Descriptors: the epolls of its workers, which the front server keeps until this data server has ended: see
-    /// [`crate::sys::priority`].
+    /// [`crate::sys::priority`]. They also tell it who has sent something since that death ([`token`]).
     Epolls {
         /// Its worker threads.
         workers: u32,

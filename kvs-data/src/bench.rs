@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use kvs_core::connection::slot::SlotIndex;
-use kvs_core::control::{Adopted, Seat};
+use kvs_core::control::{self, Adopted, Seat};
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -39,7 +39,7 @@ impl Seated {
     }
 }
 
-/// The clients by their place, which is their token in the epoll.
+/// The clients by their place, which is in their token in the epoll.
 #[derive(Default)]
 pub struct Places {
     /// Those taken.
@@ -88,8 +88,8 @@ impl Bench {
         let mut places = self.places();
         let Some(places) = &mut *places else { return Err(seated) };
         let place = places.take();
-        if epoll::add(&self.epoll, &seated.socket, EventData::new_u64(place as u64), EventFlags::IN).is_err()
-        {
+        let token = EventData::new_u64(control::token(place, seated.adopted.connection));
+        if epoll::add(&self.epoll, &seated.socket, token, EventFlags::IN).is_err() {
             places.free.push(place);
             return Ok(None);
         }

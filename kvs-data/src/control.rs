@@ -1,7 +1,7 @@
 //! The main thread: starts the others, then does what the front server says until it says stop. One that is gone is replaced
 //! meanwhile; what it had sent before is done first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -198,8 +198,10 @@ fn begin(
     begun: Instant,
 ) -> anyhow::Result<Server> {
     let inherits = told.inherits;
-    let Started { segment, table, start, begin } = start::open(options, told)?;
+    let Started { segment, table, start, begin, served } = start::open(options, told)?;
     let prepared = Prepared::new(options, &table, liveness, begun, None)?;
+    // Nobody else has, and no worker looks before it begins.
+    let _ = prepared.shared.served.set(served);
     prepared.shared.claim()?;
     if inherits {
         prepared.shared.inherit_clients();
@@ -276,6 +278,7 @@ impl Server {
             entries: self.shared.table.totals().entries,
             start,
             took_us: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+            served: self.served_elsewhere(),
         };
         let file = start::descriptor(&self.shared.segment)?;
         match control::send(self.fronts.socket().as_fd(), &ready, &[file.as_fd()]) {
@@ -285,6 +288,16 @@ impl Server {
         }
         self.lend_epolls();
         Ok(())
+    }
+
+    /// Connections that were just being served, and whose sockets nobody has passed yet.
+    fn served_elsewhere(&self) -> Vec<u64> {
+        let Some(served) = self.shared.served.get().filter(|served| !served.is_empty()) else {
+            return Vec::new();
+        };
+        let served: HashSet<SlotIndex> = served.iter().copied().collect();
+        let unclaimed = self.unclaimed.iter().filter(|(_, slot)| served.contains(slot));
+        unclaimed.map(|(connection, _)| *connection).take(HOLDS_MAX).collect()
     }
 
     /// Has the front server keep the workers' epolls, so that this process's end is a short one.

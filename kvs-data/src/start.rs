@@ -48,6 +48,8 @@ pub struct Started {
     pub start: StartKind,
     /// The backup file.
     pub begin: Begin,
+    /// Slots of the clients that the data server before was just serving.
+    pub served: Vec<SlotIndex>,
 }
 
 /// Gets the segment, and brings it into a state that can be served: attaches to it, or loads the backup file, or makes an
@@ -61,9 +63,9 @@ pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<Started> {
         Some(file) => {
             let segment = Segment::attach(&path, file)?;
             let table = Table::new(&segment)?;
-            take_over(&table, &options.name)?;
+            let served = take_over(&table, &options.name)?;
             // The data server that died a moment ago may still have the file locked: clients don't wait for that.
-            Started { segment, table, start: StartKind::Attached, begin: Begin::Later }
+            Started { segment, table, start: StartKind::Attached, begin: Begin::Later, served }
         }
         None => match Segment::open(&path)? {
             Some(segment) => attach(options, segment, told.inherits)?,
@@ -84,11 +86,12 @@ pub fn open(options: &ServerOptions, told: Told) -> anyhow::Result<Started> {
 /// Takes up the segment of a store of which no process is left.
 fn attach(options: &ServerOptions, segment: Segment, inherits: bool) -> anyhow::Result<Started> {
     let table = Table::new(&segment)?;
-    if inherits {
-        take_over(&table, &options.name)?;
+    let served = if inherits {
+        take_over(&table, &options.name)?
     } else {
         explain(recover::recover(&table), &options.name)?;
-    }
+        Vec::new()
+    };
     let capacity = segment.regions().capacity_bytes;
     if options.capacity.is_some_and(|wanted| wanted.0 / EXTENT_BYTES * EXTENT_BYTES != capacity) {
         log::warn!(
@@ -98,7 +101,7 @@ fn attach(options: &ServerOptions, segment: Segment, inherits: bool) -> anyhow::
         );
     }
     let begin = Begin::With(open_file(&options.backup_path())?);
-    Ok(Started { segment, table, start: StartKind::Attached, begin })
+    Ok(Started { segment, table, start: StartKind::Attached, begin, served })
 }
 
 fn load_or_create(options: &ServerOptions, path: &Path) -> anyhow::Result<Started> {
@@ -114,12 +117,24 @@ fn load_or_create(options: &ServerOptions, path: &Path) -> anyhow::Result<Starte
         let segment = Segment::create(path, capacity, Purpose::new()?)?;
         segment.claim_worker(options.worker_count() as u64)?;
         let table = Table::new(&segment)?;
-        return Ok(Started { segment, table, start: StartKind::New, begin: Begin::With(None) });
+        return Ok(Started {
+            segment,
+            table,
+            start: StartKind::New,
+            begin: Begin::With(None),
+            served: Vec::new(),
+        });
     };
     let threads =
         std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(WORKER_THREADS_MAX);
     let (segment, table) = load(&DISK, &backup, &mut found, path, capacity, threads)?;
-    Ok(Started { segment, table, start: StartKind::Loaded, begin: Begin::With(Some(found)) })
+    Ok(Started {
+        segment,
+        table,
+        start: StartKind::Loaded,
+        begin: Begin::With(Some(found)),
+        served: Vec::new(),
+    })
 }
 
 /// The directory of the backup file where none was asked for is this user's alone.

@@ -13,7 +13,7 @@ use kvs_core::connection::context::Context;
 use kvs_core::connection::resume::{self, Holder, Lost};
 use kvs_core::connection::slot::SlotIndex;
 use kvs_core::connection::{Connection, Fatal};
-use kvs_core::control::{ClientInfo, Transport};
+use kvs_core::control::{ClientInfo, Transport, token, token_place};
 use kvs_core::liveness::FIRST_WORKER_SLOT;
 use kvs_core::segment::layout::{WAVE_MAX, WorkerSlot};
 use kvs_core::sys::stream_position;
@@ -139,7 +139,7 @@ impl WorkerHandle {
     }
 }
 
-/// Token of the worker's own wake-up; clients have their place in the list.
+/// Token of the worker's own wake-up, which is no client's.
 const WAKE: u64 = u64::MAX;
 
 /// Whether it is for this position of the backup file that the client in `place` waits.
@@ -257,7 +257,7 @@ impl<'s> Worker<'s> {
                 let (wave, later) = rest.split_at(rest.len().min(WAVE_MAX));
                 self.execute_wave(wave)?;
                 for event in wave {
-                    self.serve(event.data.u64() as usize, event.flags)?;
+                    self.serve(token_place(event.data.u64()), event.flags)?;
                 }
                 rest = later;
             }
@@ -287,7 +287,7 @@ impl<'s> Worker<'s> {
             let gathered = done..self.gather(wave, done)?;
             done = gathered.end;
             for event in &wave[gathered] {
-                if let Some(Some(client)) = self.clients.get_mut(event.data.u64() as usize) {
+                if let Some(Some(client)) = self.clients.get_mut(token_place(event.data.u64())) {
                     client.execute_taken(&mut self.context)?;
                 }
             }
@@ -301,7 +301,7 @@ impl<'s> Worker<'s> {
         self.context.begin_wave();
         let mut count = first;
         while let Some(event) = wave.get(count).filter(|_| !self.context.is_wave_full()) {
-            if let Some(Some(client)) = self.clients.get_mut(event.data.u64() as usize) {
+            if let Some(Some(client)) = self.clients.get_mut(token_place(event.data.u64())) {
                 client.join_wave(&mut self.context, count)?;
             }
             count += 1;
@@ -435,8 +435,8 @@ impl<'s> Worker<'s> {
             self.clients.push(None);
             self.clients.len() - 1
         });
-        let watched =
-            epoll::add(&self.epoll, &client.socket, EventData::new_u64(place as u64), EventFlags::IN);
+        let data = EventData::new_u64(token(place, client.adopted.connection));
+        let watched = epoll::add(&self.epoll, &client.socket, data, EventFlags::IN);
         self.places.seats[place] = Some(client);
         if let Err(error) = watched {
             log::warn!("a client can't be waited for: {error}");
@@ -658,7 +658,7 @@ impl<'s> Worker<'s> {
             return self.close(place);
         }
         if client.interest() != before {
-            let data = EventData::new_u64(place as u64);
+            let data = EventData::new_u64(token(place, client.connection().id()));
             if epoll::modify(&self.epoll, client.as_fd(), data, client.interest()).is_err() {
                 return self.close(place);
             }

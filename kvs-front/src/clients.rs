@@ -11,10 +11,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use kvs_core::control::Transport;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use kvs_core::control::{Transport, token_connection};
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::net::Shutdown;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -36,21 +38,55 @@ pub struct Client {
 /// All clients, by number of the connection.
 pub struct Clients {
     table: Mutex<Table>,
+    /// Told when clients of a dead data server have been queued.
+    requeued: Condvar,
     /// Where their sockets outlive all processes, if anywhere.
     store: Option<Arc<DescriptorStore>>,
 }
+
+/// How long epolls are kept of a data server that has ended and has no successor yet.
+const EPOLLS_KEPT: Duration = Duration::from_secs(1);
+/// Clients of an epoll that stand in front, at most.
+const SPEAKING_MAX: usize = 256;
+/// Nothing is waited for.
+const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 struct Table {
     first: Number,
     next: Number,
     clients: HashMap<Number, Place>,
     waiting: VecDeque<Number>,
+    /// What data servers wait for their clients in, by generation.
+    epolls: HashMap<u64, Vec<OwnedFd>>,
+    /// Generation of the last data server whose predecessors' clients were queued.
+    requeued: u64,
 }
 
 struct Place {
     client: Client,
     /// Generation of the data server that has it.
     owner: Option<u64>,
+}
+
+impl Table {
+    /// Of these, those from whom something has come. It takes milliseconds for thousands.
+    fn speaking(&self, numbers: &[Number]) -> Vec<Number> {
+        let places = numbers.iter().filter_map(|number| Some((*number, self.clients.get(number)?)));
+        let (numbers, mut polled): (Vec<Number>, Vec<PollFd<'_>>) =
+            places.map(|(number, place)| (number, PollFd::new(&place.client.socket, PollFlags::IN))).unzip();
+        // Whatever goes wrong, it is only about the order.
+        let _ = poll(&mut polled, Some(&AT_ONCE));
+        let ready = polled.iter().map(|polled| !polled.revents().is_empty());
+        numbers.into_iter().zip(ready).filter_map(|(number, ready)| ready.then_some(number)).collect()
+    }
+}
+
+/// Those of an epoll's clients from whom something has come, which it knows; some of them, if they are many.
+fn speaking(epoll: &OwnedFd) -> Vec<Number> {
+    let mut events = Vec::with_capacity(SPEAKING_MAX);
+    // So here.
+    let _ = epoll::wait(epoll, spare_capacity(&mut events), Some(&AT_ONCE));
+    events.iter().map(|event| token_connection(event.data.u64())).collect()
 }
 
 /// How many clients there are.
@@ -70,8 +106,15 @@ impl Clients {
         let now = clock_gettime(ClockId::Boottime);
         // Neither is ever negative.
         let first = (now.tv_sec as u64) * 1_000_000 + (now.tv_nsec as u64) / 1_000;
-        let table = Table { first, next: first, clients: HashMap::new(), waiting: VecDeque::new() };
-        Self { table: Mutex::new(table), store: None }
+        let table = Table {
+            first,
+            next: first,
+            clients: HashMap::new(),
+            waiting: VecDeque::new(),
+            epolls: HashMap::new(),
+            requeued: 0,
+        };
+        Self { table: Mutex::new(table), requeued: Condvar::new(), store: None }
     }
 
     /// The same, with sockets that outlive all processes in `store`, if there is one.
@@ -160,32 +203,51 @@ impl Clients {
         }
     }
 
-    /// Puts all clients at the head of the queue that other data servers had than that of this generation: those are dead. Whom
-    /// something has come from stands first, for a thousand others may be silent. Returns how many they are.
-    pub fn requeue(&self, generation: u64) -> usize {
-        let mut orphans: Vec<(Number, Arc<OwnedFd>)> = {
-            let table = self.table();
-            let orphaned = |place: &Place| place.owner.is_some_and(|owner| owner != generation);
-            let orphans = table.clients.iter().filter(|(_, place)| orphaned(place));
-            orphans.map(|(number, place)| (*number, Arc::clone(&place.client.socket))).collect()
-        };
-        orphans.sort_unstable_by_key(|(number, _)| *number);
-        let mut polled: Vec<PollFd<'_>> =
-            orphans.iter().map(|(_, socket)| PollFd::new(socket, PollFlags::IN)).collect();
-        // Whatever goes wrong, it is only about the order.
-        let _ = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
-        let (first, rest): (Vec<_>, Vec<_>) =
-            orphans.iter().map(|(number, _)| *number).zip(ready).partition(|(_, ready)| *ready);
+    /// Keeps the epolls of the data server of this generation, for [`Self::requeue`].
+    pub fn keep_epolls(&self, generation: u64, epolls: Vec<OwnedFd>) {
+        self.table().epolls.insert(generation, epolls);
+    }
+
+    /// Gives those of a data server that has ended back, when they have been of use to the next one.
+    pub fn take_epolls(&self, generation: u64) -> Vec<OwnedFd> {
+        let of_use = |table: &mut Table| table.requeued <= generation;
+        let waited = self.requeued.wait_timeout_while(self.table(), EPOLLS_KEPT, of_use);
+        let (mut table, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        table.epolls.remove(&generation).unwrap_or_default()
+    }
+
+    /// Puts all clients at the head of the queue that other data servers had than that of this generation: those are dead. The `served`
+    /// stand first, then those from whom something has come, for a thousand others may be silent. Returns how many they are.
+    pub fn requeue(&self, generation: u64, served: &[Number]) -> usize {
         let mut table = self.table();
-        for (number, _) in first.iter().chain(&rest).rev() {
-            // It may have been closed meanwhile.
-            if let Some(place) = table.clients.get_mut(number) {
-                place.owner = None;
-                table.waiting.push_front(*number);
-            }
+        table.requeued = generation;
+        self.requeued.notify_all();
+        let orphaned = |place: &Place| place.owner.is_some_and(|owner| owner != generation);
+        let orphans = table.clients.iter().filter(|(_, place)| orphaned(place));
+        let mut orphans: Vec<Number> = orphans.map(|(number, _)| *number).collect();
+        if orphans.is_empty() {
+            return 0;
         }
-        orphans.len()
+        orphans.sort_unstable();
+        let mut queue: Vec<Number> = served.to_vec();
+        let dead = table.epolls.iter().filter(|(lender, _)| **lender != generation);
+        let epolls: Vec<&OwnedFd> = dead.flat_map(|(_, epolls)| epolls).collect();
+        // Those that systemd kept are in none.
+        let speak = if epolls.is_empty() {
+            table.speaking(&orphans)
+        } else {
+            epolls.into_iter().flat_map(speaking).collect()
+        };
+        queue.extend(speak);
+        let count = orphans.len();
+        queue.append(&mut orphans);
+        // Each stands where it is named first.
+        queue.retain(|number| {
+            let orphan = table.clients.get_mut(number).filter(|place| orphaned(place));
+            orphan.is_some_and(|place| place.owner.take().is_some())
+        });
+        queue.into_iter().rev().for_each(|number| table.waiting.push_front(number));
+        count
     }
 
     /// Ends the connections of all whom other data servers had than that of this generation, and nobody can serve any more.
@@ -223,6 +285,8 @@ impl Clients {
 mod tests {
     //! Goal: nobody is lost, nobody is handed over twice. Method: socket pairs.
 
+    use kvs_core::control::token;
+    use rustix::event::epoll::{EventData, EventFlags};
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
@@ -272,13 +336,38 @@ mod tests {
         clients.take_waiting(2, 1);
         let (_waiting, waiting) = connect(&clients);
         rustix::net::send(&speaking, b"request", rustix::net::SendFlags::empty()).expect("open");
-        assert_eq!(clients.requeue(1), 0);
-        assert_eq!(clients.requeue(2), 2);
+        assert_eq!(clients.requeue(1, &[]), 0);
+        assert_eq!(clients.requeue(2, &[]), 2);
         let expected = [spoke, silent, waiting].map(|added| added.expect("room"));
         assert_eq!(numbers(&clients.take_waiting(10, 2)), expected);
         clients.hold(&expected[..1], 3);
-        assert_eq!(clients.requeue(3), 2);
+        assert_eq!(clients.requeue(3, &[]), 2);
         assert_eq!(numbers(&clients.take_waiting(10, 3)), expected[1..]);
+    }
+
+    #[test]
+    fn clients_who_were_served_go_before_those_that_the_dead_one_s_epoll_names_and_all_others() {
+        let clients = Clients::new();
+        let ends: Vec<_> = (0..3).map(|_| connect(&clients)).collect();
+        let numbers_of: Vec<Number> =
+            ends.iter().map(|(_, number)| *number.as_ref().expect("room")).collect();
+        let taken = clients.take_waiting(10, 1);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll");
+        for (place, (number, client)) in taken.iter().enumerate() {
+            let token = EventData::new_u64(token(place, *number));
+            epoll::add(&epoll, &client.socket, token, EventFlags::IN).expect("room");
+        }
+        for speaking in &ends[1..3] {
+            rustix::net::send(&speaking.0, b"request", rustix::net::SendFlags::empty()).expect("open");
+        }
+        clients.keep_epolls(1, vec![epoll]);
+        clients.keep_epolls(2, Vec::new());
+        // One of them is unknown, and one speaks as well.
+        let served = [77, numbers_of[2]];
+        assert_eq!(clients.requeue(2, &served), 3);
+        let expected = [2, 1, 0].map(|index| numbers_of[index]);
+        assert_eq!(numbers(&clients.take_waiting(10, 2)), expected);
+        assert_eq!(clients.take_epolls(1).len(), 1);
     }
 
     #[test]
@@ -289,7 +378,7 @@ mod tests {
         clients.introduce(5, Client { transport: Transport::Unix, socket: Arc::new(near) }, 1);
         assert_eq!(clients.count(), Count { all: 1, waiting: 0, ever: 0 });
         assert!(clients.take_waiting(10, 2).is_empty());
-        assert_eq!(clients.requeue(2), 1);
+        assert_eq!(clients.requeue(2, &[]), 1);
         assert_eq!(numbers(&clients.take_waiting(10, 2)), [5]);
     }
 

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Role, Seat};
@@ -29,7 +29,7 @@ use crate::clients::Client;
 use crate::front::{Event, Front};
 use crate::heart::own_identity;
 use crate::inherit::InheritedServer;
-use crate::link::SEND_PATIENCE;
+use crate::link::{BREATH, SEND_PATIENCE};
 
 /// A data server that was launched or inherited.
 pub struct DataServer {
@@ -45,9 +45,6 @@ pub struct DataServer {
     liveness: LivenessPage,
     strangers: Arc<AtomicU32>,
 }
-
-/// Pause between long lists of clients, for whoever wants the core.
-const BREATH: Duration = Duration::from_micros(100);
 
 /// What a data server is launched for, with what it needs for that.
 pub enum Purpose<'a> {
@@ -133,7 +130,7 @@ impl DataServer {
 
     /// Starts the thread that receives.
     fn receive(&self, front: &Arc<Front>, end: End) -> anyhow::Result<()> {
-        let receiver = Receiver { end, strangers: Arc::clone(&self.strangers), epolls: Vec::new() };
+        let receiver = Receiver { end, strangers: Arc::clone(&self.strangers) };
         let (front, socket, generation) = (Arc::clone(front), Arc::clone(&self.socket), self.generation);
         let receiving = std::thread::Builder::new()
             .name("receive-data".into())
@@ -262,8 +259,6 @@ struct Receiver {
     end: End,
     /// Workers of it that have not introduced all their clients yet.
     strangers: Arc<AtomicU32>,
-    /// What its workers wait in.
-    epolls: Vec<OwnedFd>,
 }
 
 impl Receiver {
@@ -290,10 +285,11 @@ impl Receiver {
         }
         let _ = front.events.send(Event::Ended(generation, status));
         // Thousands of sockets are taken out of them now, which nobody waits for.
+        let epolls = front.clients.take_epolls(generation);
         if let Err(error) = priority::give_way_from_now_on() {
             log::debug!("letting epolls go takes time from others: {error}");
         }
-        drop(self.epolls);
+        drop(epolls);
     }
 
     fn take(&mut self, front: &Front, generation: u64, message: DataMessage, descriptors: Vec<OwnedFd>) {
@@ -318,7 +314,7 @@ impl Receiver {
                 // There may be many more, while clients wait for their answers.
                 std::thread::sleep(BREATH);
             }
-            DataMessage::Epolls { .. } => self.epolls = descriptors,
+            DataMessage::Epolls { .. } => front.clients.keep_epolls(generation, descriptors),
             DataMessage::Quit => _ = front.events.send(Event::Quit),
             message => _ = front.events.send(Event::Said(generation, message, descriptors)),
         }

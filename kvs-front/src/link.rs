@@ -23,6 +23,9 @@ use crate::clients::{Client, Clients, Number};
 
 /// How long a send to the data server may wait for room.
 pub const SEND_PATIENCE: Duration = Duration::from_secs(1);
+/// Pause between long lists of clients, for whoever wants the core: the data server, so that it has the first when the last are sent, and
+/// clients that it serves already.
+pub const BREATH: Duration = Duration::from_micros(50);
 /// How long the operator waits for the data server's answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -100,15 +103,19 @@ impl Link {
                 clients.put_back(&taken);
                 return HandOver::Refused;
             }
+            if taken.len() == ADOPTED_MAX {
+                std::thread::sleep(BREATH);
+            }
         }
     }
 
-    /// Hands all clients over that the data servers before had, and tells the one of this generation that these were all.
+    /// Hands all clients over that the data servers before had, the `served` first, and tells the one of this generation that these
+    /// were all.
     ///
     /// # Errors
     /// It is dead, or takes none: the next one gets them.
-    pub fn restore(&self, clients: &Clients, generation: u64) -> Result<(), ControlError> {
-        clients.requeue(generation);
+    pub fn restore(&self, clients: &Clients, generation: u64, served: &[Number]) -> Result<(), ControlError> {
+        clients.requeue(generation, served);
         if self.hand_over(clients) == HandOver::Refused {
             return Err(PassingError::WouldBlock.into());
         }
@@ -270,7 +277,7 @@ mod tests {
         add(&clients, 1);
         assert_eq!(link.hand_over(&clients), HandOver::Refused);
         link.disconnect();
-        assert_eq!(clients.requeue(2), (sent + 1) * ADOPTED_MAX);
+        assert_eq!(clients.requeue(2, &[]), (sent + 1) * ADOPTED_MAX);
         assert_eq!(clients.count().waiting, (sent + 1) * ADOPTED_MAX + 1);
     }
 

@@ -62,6 +62,7 @@ struct Readiness {
     entries: u64,
     start: StartKind,
     took_us: u64,
+    served: Vec<u64>,
 }
 
 /// How a start went.
@@ -159,7 +160,8 @@ impl Supervisor {
             log::warn!("the connections that systemd kept are ended: their segment is gone");
             self.front.clients.end_orphans(server.generation);
         }
-        if let Err(error) = self.front.link.restore(&self.front.clients, server.generation) {
+        if let Err(error) = self.front.link.restore(&self.front.clients, server.generation, &readiness.served)
+        {
             log::error!("data server {} does not take its clients: {error}; killing it", server.pid);
             server.kill();
         }
@@ -386,7 +388,7 @@ impl Supervisor {
             death.noticed.elapsed().as_secs_f64() * 1_000.0,
             death.pid
         );
-        if let Err(error) = self.front.link.restore(&self.front.clients, next.generation) {
+        if let Err(error) = self.front.link.restore(&self.front.clients, next.generation, &readiness.served) {
             log::error!("data server {} does not take its clients: {error}; killing it", next.pid);
             next.kill();
         }
@@ -435,8 +437,8 @@ impl Supervisor {
                 Some(Event::Dead(generation)) if generation == server.generation => return Start::Died,
                 Some(Event::Said(generation, message, descriptors)) if generation == server.generation => {
                     match message {
-                        DataMessage::Ready { process, entries, start, took_us } => {
-                            let readiness = Readiness { pid: process.pid, entries, start, took_us };
+                        DataMessage::Ready { process, entries, start, took_us, served } => {
+                            let readiness = Readiness { pid: process.pid, entries, start, took_us, served };
                             return self.put_to_work(server, descriptors, readiness);
                         }
                         DataMessage::Failed { message } => return Start::Failed(message),
