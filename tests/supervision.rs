@@ -236,7 +236,7 @@ fn threads_of_other_rank(pid: Pid, other: Pid) -> Vec<String> {
 #[test]
 fn data_that_took_over_has_the_rank_that_it_gave_up_while_it_stood_by() {
     let store = Store::start();
-    let mut client = store.connect();
+    let (mut client, own) = (store.connect(), rustix::process::getpid());
     for _ in 0..3 {
         store.await_standby();
         let dead = store.data_pid();
@@ -247,6 +247,14 @@ fn data_that_took_over_has_the_rank_that_it_gave_up_while_it_stood_by() {
             let _next = store.new_client();
             let (data, front) = (store.data_pid(), store.present_front_pid());
             data != dead && threads_of_other_rank(data, front).is_empty()
+        });
+        let launched = store.kill_front();
+        eventually("the next front server has this one's rank", SOON, || {
+            let _next = store.new_client();
+            let (data, front) = (store.data_pid(), store.present_front_pid());
+            front != launched
+                && threads_of_other_rank(front, own).is_empty()
+                && threads_of_other_rank(data, own).is_empty()
         });
     }
 }

@@ -328,7 +328,7 @@ impl Server {
             match self.fronts.hear() {
                 Some((FrontMessage::Stop, _)) => return self.stop(),
                 Some((message, sockets)) => self.obey(message, sockets),
-                None if self.fronts.replace() => {
+                None if self.replace_front() => {
                     self.introduce_clients();
                     self.lend_epolls();
                     // It knows nobody whom this data server doesn't.
@@ -340,6 +340,18 @@ impl Server {
                     return self.stop();
                 }
             }
+        }
+    }
+
+    /// Whoever is launched has the rank of this thread, and everybody waits for a front server.
+    fn replace_front(&mut self) -> bool {
+        self.come_forward();
+        self.fronts.replace()
+    }
+
+    fn come_forward(&mut self) {
+        if std::mem::take(&mut self.gives_way) {
+            self.shared.come_forward();
         }
     }
 
@@ -419,10 +431,9 @@ impl Server {
             }
         }
         self.seat(clients, !self.is_restoring);
-        // After a take-over those who are connected go first, until somebody waits for this thread: the next client.
-        if self.gives_way && !self.is_restoring {
-            self.gives_way = false;
-            self.shared.come_forward();
+        // After a take-over those who are connected go first, until somebody waits for this thread.
+        if !self.is_restoring {
+            self.come_forward();
         }
     }
 

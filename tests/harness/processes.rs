@@ -15,16 +15,25 @@ use crate::wait::{SOON, eventually};
 pub const MARK: &str = "KVS_TEST_STORE";
 
 /// Kills whatever this test program leaves behind. It notices the program's end, even by SIGKILL, because its
-/// standard input ends then, and it lives in a process group of its own, so Ctrl-C does not reach it. It kills all it has found
-/// with one call: the servers would replace one another in the time between two.
+/// standard input ends then, and it lives in a process group of its own, so Ctrl-C does not reach it. To look through all processes
+/// takes longer than the servers take to replace one another: so it stops each that it finds, which launches nobody any more,
+/// and kills all of them when there is no other.
 const GUARD: &str = r#"
 read -r _
 while
     found=
-    for process in /proc/[0-9]*; do
-        if tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -q "^KVS_TEST_STORE=$1-"; then
-            found="$found ${process#/proc/}"
-        fi
+    while
+        new=
+        for process in /proc/[0-9]*; do
+            case "$found " in *" ${process#/proc/} "*) continue ;; esac
+            if tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -q "^KVS_TEST_STORE=$1-"; then
+                kill -STOP ${process#/proc/}
+                new=1 found="$found ${process#/proc/}"
+            fi
+        done
+        [ -n "$new" ]
+    do
+        :
     done
     [ -n "$found" ]
 do
