@@ -158,7 +158,7 @@ impl Prepared {
 /// Items after which whoever waits for the core gets it.
 const ITEMS_AT_ONCE: usize = 256;
 /// For so long. The scheduler may take who only yields for the one whose turn it is.
-const BREATH: Duration = Duration::from_micros(50);
+pub const BREATH: Duration = Duration::from_micros(50);
 
 /// The same, but others get the core in between, if there are any: clients wait for their answers while a data server that took over
 /// counts its thousands. One whose workers have not begun has nobody to wait for it.

@@ -37,7 +37,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::backup::Begin;
 use crate::bench::{Bench, Seated};
-use crate::control::{Prepared, Server, considerate};
+use crate::control::{BREATH, Prepared, Server, considerate};
 use crate::shared::Shared;
 use crate::start::{self, Told};
 use crate::wait::wait_for;
@@ -50,8 +50,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Memory of the segment that is mapped in one call, during which nobody else may get the core.
 const MAPPED_AT_ONCE: u64 = 256 << 10;
-/// Pause between two calls, for whoever wants it.
-const BREATH: Duration = Duration::from_micros(50);
 /// Pause until the next upkeep.
 const UPKEEP_PAUSE: Duration = Duration::from_millis(500);
 

@@ -210,8 +210,8 @@ impl Clients {
 
     /// Gives those of a data server that has ended back, when they have been of use to the next one.
     pub fn take_epolls(&self, generation: u64) -> Vec<OwnedFd> {
-        let of_use = |table: &mut Table| table.requeued <= generation;
-        let waited = self.requeued.wait_timeout_while(self.table(), EPOLLS_KEPT, of_use);
+        let no_use_yet = |table: &mut Table| table.requeued <= generation;
+        let waited = self.requeued.wait_timeout_while(self.table(), EPOLLS_KEPT, no_use_yet);
         let (mut table, _) = waited.unwrap_or_else(PoisonError::into_inner);
         table.epolls.remove(&generation).unwrap_or_default()
     }

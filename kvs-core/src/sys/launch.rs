@@ -28,9 +28,9 @@ use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::{DupFlags, dup3};
-use rustix::process::{Pid, WaitOptions, getpriority_process, waitpid};
+use rustix::process::{Pid, WaitOptions, waitpid};
 
-use super::priority;
+use super::priority::{self, Rank};
 
 /// Words of 16 bytes of the child's stack; it calls nothing but the C library's thinnest functions.
 const STACK_WORDS: usize = 4096;
@@ -54,7 +54,7 @@ pub enum Urgency {
     /// Somebody waits for it.
     Now,
     /// Nobody does: it gives way to whoever wants its core, if it may stop doing so, which is up to the program
-    /// ([`Rank`](super::priority::Rank)).
+    /// ([`Rank`]).
     AtLeisure,
 }
 
@@ -130,9 +130,9 @@ pub fn launch<A: AsRef<OsStr>>(
         input: place.as_raw_fd(),
         output: output.as_raw_fd(),
         signals: no_signals(),
-        gives_way: match urgency {
+        rank: match urgency {
             Urgency::Now => None,
-            Urgency::AtLeisure => Some((priority::can_return(), getpriority_process(None)?)),
+            Urgency::AtLeisure => Some(priority::rank_at_birth()?),
         },
         error: 0,
     };
@@ -170,8 +170,8 @@ struct Plan {
     output: c_int,
     /// Those that were blocked.
     signals: libc::sigset_t,
-    /// Others go first already while it is loaded: whether it may stop giving way, and this thread's nice value.
-    gives_way: Option<(bool, c_int)>,
+    /// So that others go first already while it is loaded; else it is this thread's.
+    rank: Option<Rank>,
     /// Why the program could not be executed.
     error: c_int,
 }
@@ -233,9 +233,7 @@ fn execute(plan: &Plan) -> c_int {
                 libc::sigaction(signal, &raw const action, ptr::null_mut());
             }
         }
-        if let Some((can_return, nice)) = plan.gives_way {
-            priority::give_way_at_birth(can_return, nice);
-        }
+        plan.rank.into_iter().for_each(priority::take_at_birth);
         if libc::setpgid(0, 0) != 0 {
             return error();
         }

@@ -86,12 +86,17 @@ impl Rank {
     }
 }
 
-/// Lets the calling process, which is about to become a program that nobody waits for, give way to others while that is loaded. Not by
-/// as much as can be: who launches it stands still until it has become that program. Makes system calls only.
-pub(super) fn give_way_at_birth(can_return: bool, nice: i32) {
-    let nice = if can_return { (nice + NICE).min(NICE_MOST) } else { nice };
+/// The rank that a program has while it is loaded, for which nobody waits, if the calling thread launches it. Not as low as can be: who
+/// launches it stands still until it has become that program.
+pub(super) fn rank_at_birth() -> io::Result<Rank> {
+    let own = getpriority_process(None)?;
+    Ok(Rank(if can_return() { (own + NICE).min(NICE_MOST) } else { own }))
+}
+
+/// Gives it to the calling process, which is about to become that program. Makes a system call only.
+pub(super) fn take_at_birth(rank: Rank) {
     // At worst it is one like others.
-    let _ = set(CALLING, nice, SLICE_LONGEST_NS);
+    let _ = set(CALLING, rank.0, SLICE_LONGEST_NS);
 }
 
 /// Whether a thread of this process that has given way may take its rank again: the superuser's may, and those whose `RLIMIT_NICE`
