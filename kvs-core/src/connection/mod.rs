@@ -137,6 +137,8 @@ pub struct Connection<'s> {
     direct_until: u64,
     /// The last request was a large value: the next may be one, too.
     expects_large: bool,
+    /// Input up to here said who the client is, and asked for nothing.
+    introduced_until: u64,
     /// What was received when the kernel began to count.
     counted_from: u64,
     assembly: Option<Assembly>,
@@ -170,6 +172,7 @@ impl<'s> Connection<'s> {
             discard_until: 0,
             direct_until: 0,
             expects_large: false,
+            introduced_until: 0,
             counted_from: 0,
             assembly: None,
             outgoing: None,
@@ -348,12 +351,13 @@ impl<'s> Connection<'s> {
         Ok(())
     }
 
-    /// Gives buffers back that nothing is in, if they are larger than usual or far too many are held.
+    /// Gives buffers back that nothing is in, if they are larger than usual, or far too many are held, or the client has asked for nothing
+    /// so far: many connect long before they do.
     ///
     /// # Errors
     /// [`Fatal`].
     pub fn rest(&mut self, context: &mut Context<'s>) -> Result<(), Fatal> {
-        if context.holds_far_too_many_rings() {
+        if context.holds_far_too_many_rings() || self.executed == self.introduced_until {
             return self.give_back_rings(context);
         }
         if self.executed == self.received

@@ -90,6 +90,7 @@ impl<'s> Connection<'s> {
         };
         let (number, end) = (request.number, self.executed + extent.total as u64);
         if let RequestBody::Hello { protocol, name, pid } = request.body {
+            self.introduced_until = end;
             return self.greet(context, end, number, (protocol, name, pid));
         }
         if self.phase == Phase::Greeting {
@@ -122,6 +123,7 @@ impl<'s> Connection<'s> {
         match request.body {
             RequestBody::Hello { .. } => Ok(Step::Done),
             RequestBody::Session { token, attempt } => {
+                self.introduced_until = end;
                 self.join_session(context, end, number, (token, attempt))
             }
             RequestBody::EndSession => self.end_session(context, end, number),

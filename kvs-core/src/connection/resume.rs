@@ -165,6 +165,7 @@ impl<'s> Connection<'s> {
             discard_until: slot.discard_until.load(),
             direct_until: slot.direct_until.load(),
             expects_large: false,
+            introduced_until: 0,
             counted_from: slot.peek_base.load(),
             assembly: assembly_of(context, slot)?,
             outgoing: None,
