@@ -3,7 +3,7 @@
 //! A huge page can be made of small ones at any time, but whoever touches one of them meanwhile waits until it is copied, for a
 //! millisecond or, where the machine is a virtual one, several. So it is done where nobody is:
 //!
-//! - **before**: the extent after the next one is reserved and made huge while nobody knows of it;
+//! - **before**: an extent is made huge when it is reserved, while nobody knows of it, and in a large store one further ahead;
 //! - **later**: what was in use before it could be made huge (the first extents, buckets, a segment of another data server) when
 //!   no worker has had anything to do for a while, one page at a time.
 //!
@@ -62,7 +62,7 @@ impl Housekeeping {
             let mut pages = HugePages::new(&shared);
             let mut pause = PAUSE_MAX;
             while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-                let busy = [reserve(&shared, slot), pages.prepare(), pages.improve()].contains(&true);
+                let busy = [reserve(&mut pages, slot), pages.prepare(), pages.improve()].contains(&true);
                 pause = if busy { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
             }
         });
@@ -78,8 +78,10 @@ impl Housekeeping {
 }
 
 /// Reserves an extent if one is needed; true when it did.
-fn reserve(shared: &Shared, slot: &WorkerSlot) -> bool {
-    match extents::reserve_ahead(&shared.segment, slot, SPARE_ORDER) {
+fn reserve(pages: &mut HugePages<'_>, slot: &WorkerSlot) -> bool {
+    let shared = pages.shared;
+    let prepare = |offset| _ = !pages.rests() && pages.collapse(offset);
+    match extents::reserve_ahead(&shared.segment, slot, SPARE_ORDER, prepare) {
         Ok(reserved) => reserved,
         // Whoever needs memory now is told so.
         Err(AllocateError::OutOfMemory(_)) => false,

@@ -56,7 +56,10 @@ pub fn perform(work: Work, places: &Places<'_>) -> anyhow::Result<()> {
             let segment = table.segment();
             let slot: &WorkerSlot = segment.memory().object(segment.regions().worker(1))?;
             between_stops(|| {
-                ensure!(extents::reserve_ahead(segment, slot, ORDERS - 1)?, "nothing was to be reserved");
+                ensure!(
+                    extents::reserve_ahead(segment, slot, ORDERS - 1, |_| ())?,
+                    "nothing was to be reserved"
+                );
                 Ok(())
             })
         }

@@ -216,11 +216,17 @@ pub fn reserve(transaction: &mut Transaction<'_>, offset: u64, bytes: u64) -> Re
 }
 
 /// Reserves one extent ahead of need unless a block of `order` or larger is free; true when it did. For a housekeeping
-/// thread, so that no request waits for the kernel to clear two megabytes: that happens before any lock is taken.
+/// thread, so that no request waits for the kernel to clear two megabytes: that happens before any lock is taken. So does what is to be
+/// prepared of it, which begins at the given offset.
 ///
 /// # Errors
 /// [`AllocateError`] when the capacity is reached or the transaction can't go on.
-pub fn reserve_ahead(segment: &Segment, slot: &WorkerSlot, order: usize) -> Result<bool, AllocateError> {
+pub fn reserve_ahead(
+    segment: &Segment,
+    slot: &WorkerSlot,
+    order: usize,
+    prepare: impl FnOnce(u64),
+) -> Result<bool, AllocateError> {
     let (header, regions) = (segment.header()?, segment.regions());
     let mut transaction = Transaction::begin(segment, slot);
     let next = header.extents_reserved.load();
@@ -230,7 +236,9 @@ pub fn reserve_ahead(segment: &Segment, slot: &WorkerSlot, order: usize) -> Resu
         return Ok(false);
     }
     // What another thread adds meanwhile is this very extent: its memory is taken once, whoever asks.
-    segment.reserve(regions.data + next * EXTENT_BYTES, EXTENT_BYTES)?;
+    let offset = regions.data + next * EXTENT_BYTES;
+    segment.reserve(offset, EXTENT_BYTES)?;
+    prepare(offset);
     transaction.lock_arena()?;
     if header.extents_reserved.load() != next {
         return Ok(false);
