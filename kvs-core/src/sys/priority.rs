@@ -1,9 +1,7 @@
 //! Making the dead, and those who prepare, give way to the living.
 //!
 //! The last thread of a killed process gives back its memory and its descriptors, in the kernel, on some core: 0.4 ms, with
-//! ten thousand connections 15 ms. Whoever was put behind it on that core waits for it, unless it is made to give way. Half of that
-//! time goes to its epolls, which each client's socket has to be taken out of. So the front server keeps a duplicate of
-//! them, and lets it go, giving way as well, when nobody waits for it.
+//! ten thousand connections some milliseconds. Whoever was put behind it on that core waits for it, unless it is made to give way.
 //!
 //! The next standby costs as much: a program to be loaded, thousands of sockets to be taken, the segment to be mapped. The fair scheduler lets
 //! it have its share in turns that last until the clock ticks, 4 ms on many kernels, while clients wait. The share goes with the weight,
@@ -42,7 +40,10 @@ pub fn give_way_if_ending(pid: u32) -> io::Result<()> {
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let name = thread?.file_name();
         let id = name.to_str().and_then(|name| name.parse::<i32>().ok());
-        id.map_or(Ok(()), |id| set(id, NICE, SLICE_LONGEST_NS))?;
+        let Some(id) = id else { continue };
+        // One that gave way more while it lived goes on doing so.
+        let nice = getpriority_process(Pid::from_raw(id))?.max(NICE);
+        set(id, nice, SLICE_LONGEST_NS)?;
     }
     Ok(())
 }
