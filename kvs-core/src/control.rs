@@ -25,7 +25,7 @@
 //!   │◄─────────────────────────────────────────────│     and on as above
 //!
 //! data, which serves                    standby
-//!   │ Active                                       │     over a link that the front server made
+//!   │ Active + epolls of its workers               │     over a link that the front server made
 //!   │─────────────────────────────────────────────►│
 //!   │ Introduce + client sockets, Closed, NewFront │
 //!   │─────────────────────────────────────────────►│     Standing, Holds, Ready: to the front server
@@ -104,8 +104,9 @@ pub struct Seat {
 const PLACE_BITS: u32 = 18;
 const _: () = assert!(CONNECTIONS_MAX_LIMIT < 1 << PLACE_BITS);
 
-/// What a worker's epoll says of a client: its place at the worker, and above that the number of its connection, for whoever has the epoll
-/// when the worker is dead. The highest bits of a number are left out, which are 0 for some years from the start of the machine on.
+/// What a worker's epoll says of a client: its place at the worker, and above that the number of its connection, by which a data server
+/// that goes on with the epoll knows who is meant. The highest bits of a number are left out, which are 0 for some years from the start
+/// of the machine on.
 pub const fn token(place: usize, connection: u64) -> u64 {
     connection << PLACE_BITS | place as u64 & ((1 << PLACE_BITS) - 1)
 }
@@ -123,7 +124,7 @@ pub const fn token_connection(token: u64) -> u64 {
 
 /// Version of the messages; raised with every change of one, so that an upgrade does not put two releases together that don't
 /// understand each other.
-pub const CONTROL_VERSION: u32 = 3;
+pub const CONTROL_VERSION: u32 = 4;
 
 /// What a data server is launched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,8 +133,12 @@ pub enum Role {
     First,
     /// To serve a segment of which no process is left, though somebody has kept its clients' sockets, which follow.
     Heir,
-    /// To serve in the place of one that died, whose clients' sockets follow. Descriptor: the segment.
-    Successor,
+    /// To serve in the place of one that died, whose clients' sockets follow. Descriptors: the segment, and the epolls of its workers if it
+    /// had passed them.
+    Successor {
+        /// How many workers those are of; 0 if it hadn't.
+        workers: u32,
+    },
     /// To take over when the one that serves dies. Descriptors: the segment, the liveness page of the one that serves, and the
     /// end of a link to it.
     Standby,
@@ -144,7 +149,7 @@ impl Role {
     pub const fn descriptors(self) -> usize {
         match self {
             Role::First | Role::Heir => 0,
-            Role::Successor => 1,
+            Role::Successor { workers } => 1 + workers as usize,
             Role::Standby => 3,
         }
     }
@@ -311,7 +316,8 @@ pub enum DataMessage {
         /// The standby.
         standby: Option<ProcessIdentity>,
     },
-    /// The first message to a standby over its link.
+    /// The first message to a standby over its link. Descriptors: the epolls of its workers, in which its clients are, and stay when it
+    /// dies.
     Active {
         /// Worker threads, each of which introduces its clients.
         workers: u32,
@@ -344,11 +350,11 @@ pub enum DataMessage {
         start: StartKind,
         /// From its first instruction to here, in microseconds.
         took_us: u64,
-        /// Connections that the data server before was just serving: they may wait for an answer to what it had received.
-        served: Vec<u64>,
+        /// Connections that may wait for an answer: those that the data server before was just serving, and those who have sent something
+        /// since.
+        waiting: Vec<u64>,
     },
-    /// Descriptors: the epolls of its workers, which the front server keeps until this data server has ended: see
-    /// [`crate::sys::priority`]. They also tell it who has sent something since that death ([`token`]).
+    /// Descriptors: the epolls of its workers, which the front server keeps for the next data server.
     Epolls {
         /// Its worker threads.
         workers: u32,
@@ -415,7 +421,7 @@ impl Message for DataMessage {
                 estate.descriptors() + 3 + if standby.is_some() { 3 } else { 0 }
             }
             DataMessage::Introduce { connections, .. } => connections.len(),
-            DataMessage::Epolls { workers } => *workers as usize,
+            DataMessage::Active { workers } | DataMessage::Epolls { workers } => *workers as usize,
             DataMessage::Ready { .. } | DataMessage::NewFront => 1,
             _ => 0,
         }

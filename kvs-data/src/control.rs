@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use crossbeam_channel::{Receiver, Sender};
 use kvs_core::backup::gate::Gate;
 use kvs_core::connection::context::Statistics;
 use kvs_core::connection::resume;
 use kvs_core::connection::slot::SlotIndex;
 use kvs_core::control::{
-    self, Adopted, CLIENTS_MAX, ClientInfo, ControlError, DataMessage, FrontMessage, HOLDS_MAX, Role,
+    self, Adopted, CLIENTS_MAX, ClientInfo, ControlError, DataMessage, FrontMessage, HOLDS_MAX, Role, Seat,
     StartKind,
 };
-use kvs_core::limits::CONNECTIONS_MAX_LIMIT;
+use kvs_core::limits::{CONNECTIONS_MAX_LIMIT, WORKER_THREADS_MAX};
 use kvs_core::liveness::{LivenessError, LivenessPage, MAIN_SLOT};
 use kvs_core::session::Sessions;
 use kvs_core::sys::priority::Rank;
@@ -30,7 +30,7 @@ use kvs_front::options::ServerOptions;
 use rustix::net::{SendFlags, Shutdown};
 
 use crate::backup::{self, Backup, Begin};
-use crate::bench::Seated;
+use crate::bench::{self, Place, Seated};
 use crate::heartbeat::Heartbeat;
 use crate::housekeeping::Housekeeping;
 use crate::shared::Shared;
@@ -89,8 +89,13 @@ fn receive_start(socket: OwnedFd) -> anyhow::Result<(LivenessPage, Told, Origin,
     let process = next()?;
     let liveness = LivenessPage::attach(next()?).context("can't map the liveness page")?;
     let segment = if role.descriptors() == 0 { None } else { Some(next()?) };
+    let mut epolls = Vec::new();
     let watched = match role {
-        Role::First | Role::Heir | Role::Successor => None,
+        Role::First | Role::Heir => None,
+        Role::Successor { workers } => {
+            epolls = (0..workers).map(|_| next()).collect::<Result<_, _>>()?;
+            None
+        }
         Role::Standby => {
             let page = next()?;
             let liveness = LivenessPage::attach(page).context("can't map the other's liveness page")?;
@@ -98,7 +103,7 @@ fn receive_start(socket: OwnedFd) -> anyhow::Result<(LivenessPage, Told, Origin,
         }
     };
     let inherits = role != Role::First;
-    let told = Told { front, tcp_address, unix_path, segment, inherits };
+    let told = Told { front, tcp_address, unix_path, segment, epolls, inherits };
     let socket = Arc::new(socket);
     let process = Some(Arc::new(process));
     Ok((liveness, told, Origin { socket, front, process, group, estate, quit }, watched))
@@ -116,7 +121,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Prepares to serve the table.
+    /// Prepares to serve the table, with a worker for each of `epolls`.
     ///
     /// # Errors
     /// When there is no memory, descriptor or thread to be had.
@@ -126,8 +131,11 @@ impl Prepared {
         liveness: LivenessPage,
         begun: Instant,
         rank: Option<Rank>,
+        epolls: Vec<OwnedFd>,
     ) -> anyhow::Result<Self> {
-        let workers = options.worker_count();
+        let workers = epolls.len();
+        let is_possible = (1..=WORKER_THREADS_MAX).contains(&workers);
+        ensure!(is_possible, "{workers} workers can't be; are both servers of the same release?");
         let (calls, called) = crossbeam_channel::bounded(1);
         let shared = Arc::new(Shared {
             name: options.name.clone(),
@@ -136,6 +144,7 @@ impl Prepared {
             gate: Gate::new(backup::acknowledge(options.durability)),
             calls,
             wakes: (0..workers).map(|_| worker::wake()).collect::<Result<_, _>>()?,
+            epolls,
             backup_path: options.backup_path(),
             liveness,
             workers,
@@ -179,7 +188,6 @@ pub struct Server {
     housekeeping: Housekeeping,
     backup: Backup,
     fronts: Fronts,
-    next_worker: usize,
     /// The link to the standby.
     standby: Option<Arc<OwnedFd>>,
     /// Slots of clients of the data server before, by the number of the connection, whose sockets nobody has passed yet.
@@ -192,14 +200,17 @@ pub struct Server {
 
 fn begin(
     options: &ServerOptions,
-    told: Told,
+    mut told: Told,
     liveness: LivenessPage,
     origin: Origin,
     begun: Instant,
 ) -> anyhow::Result<Server> {
-    let inherits = told.inherits;
+    let (inherits, mut epolls) = (told.inherits, std::mem::take(&mut told.epolls));
+    if epolls.is_empty() {
+        epolls = worker::epolls(options.worker_count())?;
+    }
     let Started { segment, table, start, begin, served } = start::open(options, told)?;
-    let prepared = Prepared::new(options, &table, liveness, begun, None)?;
+    let prepared = Prepared::new(options, &table, liveness, begun, None, epolls)?;
     // Nobody else has, and no worker looks before it begins.
     let _ = prepared.shared.served.set(served);
     prepared.shared.claim()?;
@@ -207,10 +218,12 @@ fn begin(
         prepared.shared.inherit_clients();
     }
     let front = Arc::clone(&origin.socket);
+    // Before the workers are told the same.
+    let speaking = bench::speaking(&prepared.shared.epolls);
     let server = Server::new(options, prepared, origin, begin, &HashMap::new())?;
     server.shared.begin(front);
     drop(segment);
-    server.say_ready(start, begun)?;
+    server.say_ready(start, begun, &speaking)?;
     Ok(server)
 }
 
@@ -261,24 +274,28 @@ impl Server {
             housekeeping,
             backup,
             fronts,
-            next_worker: 0,
             standby: None,
             unclaimed,
             is_restoring,
         })
     }
 
-    /// Tells the front server, should there be one, that it serves.
+    /// Tells the front server, should there be one, that it serves; and whose sockets it wants first, the `speaking` ones among them.
     ///
     /// # Errors
     /// When `/proc` can't be read, or no descriptors are left.
-    pub fn say_ready(&self, start: StartKind, begun: Instant) -> anyhow::Result<()> {
+    pub fn say_ready(&self, start: StartKind, begun: Instant, speaking: &[u64]) -> anyhow::Result<()> {
         let ready = DataMessage::Ready {
             process: ProcessIdentity::current()?,
             entries: self.shared.table.totals().entries,
             start,
             took_us: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
-            served: self.served_elsewhere(),
+            waiting: self
+                .served_elsewhere()
+                .into_iter()
+                .chain(speaking.iter().copied())
+                .take(HOLDS_MAX)
+                .collect(),
         };
         let file = start::descriptor(&self.shared.segment)?;
         match control::send(self.fronts.socket().as_fd(), &ready, &[file.as_fd()]) {
@@ -297,17 +314,24 @@ impl Server {
         };
         let served: HashSet<SlotIndex> = served.iter().copied().collect();
         let unclaimed = self.unclaimed.iter().filter(|(_, slot)| served.contains(slot));
-        unclaimed.map(|(connection, _)| *connection).take(HOLDS_MAX).collect()
+        unclaimed.map(|(connection, _)| *connection).collect()
     }
 
-    /// Has the front server keep the workers' epolls, so that this process's end is a short one.
+    /// Has the front server keep the workers' epolls for the next data server.
     fn lend_epolls(&self) {
-        let epolls: Vec<BorrowedFd<'_>> =
-            self.workers.iter().map(|worker| worker.bench.epoll.as_fd()).collect();
-        let lent = DataMessage::Epolls { workers: u32::try_from(epolls.len()).unwrap_or(u32::MAX) };
-        if let Err(error) = control::send(self.fronts.socket().as_fd(), &lent, &epolls) {
-            log::debug!("the end of this process will take longer: {error}");
+        let lent = DataMessage::Epolls { workers: self.worker_count() };
+        if let Err(error) = control::send(self.fronts.socket().as_fd(), &lent, &self.epolls()) {
+            log::debug!("the next data server will register all clients anew: {error}");
         }
+    }
+
+    fn worker_count(&self) -> u32 {
+        // There are fewer than a hundred.
+        self.shared.workers as u32
+    }
+
+    fn epolls(&self) -> Vec<BorrowedFd<'_>> {
+        self.shared.epolls.iter().map(AsFd::as_fd).collect()
     }
 
     /// Tells the front server whose sockets this data server has.
@@ -388,8 +412,8 @@ impl Server {
             return;
         };
         let link = Arc::clone(&peer.link);
-        let active = DataMessage::Active { workers: u32::try_from(self.workers.len()).unwrap_or(u32::MAX) };
-        if let Err(error) = control::send(link.as_fd(), &active, &[]) {
+        let active = DataMessage::Active { workers: self.worker_count() };
+        if let Err(error) = control::send(link.as_fd(), &active, &self.epolls()) {
             log::debug!("can't tell standby {process}: {error}");
             return;
         }
@@ -417,7 +441,7 @@ impl Server {
         }
     }
 
-    /// Gives each client to a worker, in turn.
+    /// Gives each client a slot, and to the worker whose slot that is.
     fn adopt(&mut self, connections: Vec<Adopted>, sockets: Vec<OwnedFd>) {
         if connections.len() != sockets.len() {
             log::error!("{} clients came with {} sockets", connections.len(), sockets.len());
@@ -426,7 +450,7 @@ impl Server {
         for (adopted, socket) in connections.into_iter().zip(sockets) {
             let known = self.unclaimed.remove(&adopted.connection);
             match known.or_else(|| self.claim_slot()) {
-                Some(index) => clients.push(Seated { index, owns_slot: true, adopted, socket }),
+                Some(slot) => clients.push(Seated::new(Seat { adopted, slot }, true, socket)),
                 None => self.refuse(adopted, &socket),
             }
         }
@@ -453,8 +477,7 @@ impl Server {
         self.shared.connections.fetch_add(clients.len() as u64, Ordering::Relaxed);
         let mut shares: Vec<Vec<Seated>> = self.workers.iter().map(|_| Vec::new()).collect();
         for client in clients {
-            shares[self.next_worker].push(client);
-            self.next_worker = (self.next_worker + 1) % self.workers.len();
+            shares[Place::of(client.index, self.workers.len()).worker].push(client);
         }
         for (worker, clients) in self.workers.iter().zip(shares) {
             if !clients.is_empty() {

@@ -8,7 +8,7 @@
 //! | [`heartbeat`] | beats while all workers get on; notices a front server that hangs |
 //! | [`worker`] | one thread of the fixed pool: its epoll, its clients |
 //! | [`standby`] | waiting for the death of the data server that serves, and taking over |
-//! | [`bench`] | where clients sit before they are served |
+//! | [`bench`] | where a client is, and where those of a standby sit |
 //! | [`keeper`] | who keeps duplicates of the clients' sockets |
 //! | [`client`] | a client's socket and its connection |
 //! | [`load`] | from the backup file to a new segment, on all cores |
@@ -49,6 +49,8 @@ use kvs_front::options::{ServerOptions, parse_or_exit, start_logging};
 use kvs_front::{probe, process, program};
 use signal_hook::consts::SIGXFSZ;
 
+use crate::bench::FIRST_CLIENT_DESCRIPTOR;
+
 /// The data server of kvs.
 ///
 /// Owns the shared segment and serves requests. kvs-front starts it; started by hand it starts kvs-front, and with that
@@ -69,8 +71,8 @@ struct Options {
     probe: Option<u32>,
 }
 
-/// Descriptors besides those of clients, as far as the table of them is concerned.
-const OWN_DESCRIPTORS: u64 = 256;
+/// Numbers of descriptors besides one for each client: those below, and what is left over of a page of slots.
+const OTHER_DESCRIPTORS: u64 = FIRST_CLIENT_DESCRIPTOR as u64 + 16;
 
 fn main() -> ExitCode {
     let begun = Instant::now();
@@ -83,7 +85,7 @@ fn main() -> ExitCode {
     }
     start_logging(&options.server.log_level);
     process::abort_on_panic();
-    process::reserve_descriptors(u64::from(options.server.max_connections) + OWN_DESCRIPTORS);
+    process::reserve_descriptors(u64::from(options.server.max_connections) + OTHER_DESCRIPTORS);
     outlive_file_size_limit();
     if let Err(error) = process::go_on_when_launcher_dies() {
         log::warn!("a death of the front server while this process stands still will go unnoticed: {error}");

@@ -40,6 +40,8 @@ pub struct Shared {
     pub calls: Sender<()>,
     /// Wakes each worker.
     pub wakes: Vec<Arc<OwnedFd>>,
+    /// What each worker waits in.
+    pub epolls: Vec<OwnedFd>,
     /// Where the backup file is.
     pub backup_path: PathBuf,
     /// Where each thread proves that it lives.
@@ -101,7 +103,7 @@ impl Shared {
     pub fn call_waiting(&self) {
         for worker in self.gate.take_waiting() {
             if let Some(wake) = self.wakes.get(worker) {
-                // A full counter wakes it just as well.
+                // It doesn't fill up before the machine is old.
                 let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
             }
         }

@@ -3,7 +3,7 @@
 //! ```text
 //!             ┌─ watch: sleeps in the liveness lock of the one that serves ─► fence ─► recover ─► workers go
 //! standby ────┤
-//!             └─ main: takes the sockets of its clients, which go into the epolls of the workers to be
+//!             └─ main: takes the sockets of its clients, which are in the epolls of its workers, and stay there
 //! ```
 //!
 //! Invariants
@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use kvs_core::connection::slot::SlotIndex;
 use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Seat, StartKind};
 use kvs_core::liveness::{FIRST_HELPER_SLOT, LivenessPage, MAIN_SLOT};
@@ -36,8 +36,8 @@ use kvs_front::options::ServerOptions;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::backup::Begin;
-use crate::bench::{Bench, Seated};
-use crate::control::{BREATH, Prepared, Server, considerate};
+use crate::bench::{Place, Seated};
+use crate::control::{BREATH, Prepared, Server};
 use crate::shared::Shared;
 use crate::start::{self, Told};
 use crate::wait::wait_for;
@@ -61,25 +61,17 @@ pub struct Watched {
     pub link: OwnedFd,
 }
 
-/// Where a client sits.
-#[derive(Clone, Copy)]
-struct Place {
-    worker: usize,
-    place: usize,
-    slot: SlotIndex,
-}
-
 struct Standby {
     prepared: Prepared,
     origin: Origin,
     /// The socket to the front server, as the watching thread gives it to the workers.
     front: Arc<Mutex<Arc<OwnedFd>>>,
-    seated: HashMap<u64, Place>,
+    /// Slots of those who sit, by the number of the connection.
+    seated: HashMap<u64, SlotIndex>,
     /// Introduced when the workers had begun.
     late: Vec<Seated>,
-    next_worker: usize,
-    /// Workers of the one that serves that have not introduced all their clients; None before it said how many it has.
-    strangers: Option<u32>,
+    /// Workers of the one that serves that have not introduced all their clients.
+    strangers: usize,
 }
 
 /// What became of waiting.
@@ -109,7 +101,9 @@ pub fn stand(
     rank.into_iter().for_each(Rank::leave);
     let segment = Segment::attach(&options.name.segment_path(), segment)?;
     let table = Table::new(&segment)?;
-    let prepared = Prepared::new(options, &table, liveness, begun, rank)?;
+    let link = Arc::new(watched.link);
+    let Some(epolls) = receive_epolls(&link, &origin)? else { return Ok(None) };
+    let prepared = Prepared::new(options, &table, liveness, begun, rank, epolls)?;
     let front = Arc::new(Mutex::new(Arc::clone(&origin.socket)));
     let taking_over = TakingOver {
         options: options.clone(),
@@ -129,19 +123,11 @@ pub fn stand(
             let _ = rustix::io::write(&tell, &1u64.to_ne_bytes());
         })
         .context("can't start a thread to watch the data server")?;
-    let benches = prepared.workers.iter().map(|worker| Arc::clone(&worker.bench)).collect();
-    let upkeep = Upkeep::start(&segment, benches)?;
-    let mut standby = Standby {
-        prepared,
-        origin,
-        front,
-        seated: HashMap::new(),
-        late: Vec::new(),
-        next_worker: 0,
-        strangers: None,
-    };
+    let upkeep = Upkeep::start(&segment)?;
+    let strangers = prepared.shared.workers;
+    let mut standby =
+        Standby { prepared, origin, front, seated: HashMap::new(), late: Vec::new(), strangers };
     log::debug!("standing by");
-    let link = Arc::new(watched.link);
     let outcome = standby.wait(&link, &took_over)?;
     upkeep.stop();
     match outcome {
@@ -155,13 +141,27 @@ pub fn stand(
     }
 }
 
-/// Keeps ready what a take-over would have to wait for: the segment's memory mapped, and the epolls free of old news.
+/// Waits for the first word of the data server that serves, with its workers' epolls; None when this process is not needed any more.
+fn receive_epolls(link: &OwnedFd, origin: &Origin) -> anyhow::Result<Option<Vec<OwnedFd>>> {
+    let [_, quits] = wait_for([Some(link.as_fd()), Some(origin.quit.as_fd())], None);
+    if quits {
+        return Ok(None);
+    }
+    match control::receive::<DataMessage>(link.as_fd())? {
+        Some((DataMessage::Active { .. }, epolls)) => Ok(Some(epolls)),
+        Some((message, _)) => bail!("the data server began with {message:?}; are both of the same release?"),
+        // It has never heard of this process: the front server died before it could tell.
+        None => Ok(None),
+    }
+}
+
+/// Keeps ready what a take-over would have to wait for: the segment's memory mapped.
 struct Upkeep {
     stop: Arc<AtomicBool>,
 }
 
 impl Upkeep {
-    fn start(segment: &Segment, benches: Vec<Arc<Bench>>) -> anyhow::Result<Self> {
+    fn start(segment: &Segment) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (segment, stopped) = (segment.clone(), Arc::clone(&stop));
         let keep = move || {
@@ -180,7 +180,6 @@ impl Upkeep {
                     log::debug!("the segment can't be mapped ahead: {error}");
                     maps = false;
                 }
-                benches.iter().for_each(|bench| bench.forget_noise());
                 std::thread::park_timeout(UPKEEP_PAUSE);
             }
         };
@@ -224,8 +223,6 @@ impl Standby {
                         continue;
                     }
                     Ok(Some((message, sockets))) => self.learn(message, sockets),
-                    // It has never heard of this process: the front server died before it could tell.
-                    Ok(None) if self.strangers.is_none() => return Ok(Outcome::Over),
                     Ok(None) => {
                         // It is dying, or does without this process.
                         link_open = false;
@@ -261,30 +258,28 @@ impl Standby {
         self.origin.process = None;
         self.origin.socket = Arc::clone(&socket);
         *self.front.lock().unwrap_or_else(PoisonError::into_inner) = socket;
-        if self.strangers == Some(0) {
+        if self.strangers == 0 {
             self.say_standing();
         }
     }
 
     fn learn(&mut self, message: DataMessage, sockets: Vec<OwnedFd>) {
         match message {
-            DataMessage::Active { workers } => self.strangers = Some(workers),
             DataMessage::Introduce { connections, last } => {
                 for (seat, socket) in connections.into_iter().zip(sockets) {
                     self.sit(seat, socket);
                 }
-                if last && let Some(strangers @ 1..) = self.strangers {
-                    self.strangers = Some(strangers - 1);
-                    if strangers == 1 {
+                if last && self.strangers > 0 {
+                    self.strangers -= 1;
+                    if self.strangers == 0 {
                         self.stand();
                     }
                 }
             }
             DataMessage::Closed { connections } => {
                 for connection in connections {
-                    let Some(Place { worker, place, .. }) = self.seated.get(&connection).copied() else {
-                        continue;
-                    };
+                    let Some(&slot) = self.seated.get(&connection) else { continue };
+                    let Place { worker, place } = self.place(slot);
                     if self.prepared.workers[worker].bench.leave(place) {
                         self.seated.remove(&connection);
                     }
@@ -294,20 +289,21 @@ impl Standby {
         }
     }
 
-    fn sit(&mut self, Seat { adopted, slot }: Seat, socket: OwnedFd) {
+    fn place(&self, slot: SlotIndex) -> Place {
+        Place::of(slot, self.prepared.shared.workers)
+    }
+
+    fn sit(&mut self, seat: Seat, socket: OwnedFd) {
+        let Seat { adopted, slot } = seat;
         if self.seated.contains_key(&adopted.connection) {
             return;
         }
-        let worker = self.next_worker;
-        self.next_worker = (worker + 1) % self.prepared.workers.len();
-        match self.prepared.workers[worker].bench.sit(Seated {
-            index: slot,
-            owns_slot: false,
-            adopted,
-            socket,
-        }) {
-            Ok(Some(place)) => _ = self.seated.insert(adopted.connection, Place { worker, place, slot }),
-            Ok(None) => log::warn!("no memory to wait for connection {}", adopted.connection),
+        let Place { worker, place } = self.place(slot);
+        match self.prepared.workers[worker].bench.sit(place, seat, socket) {
+            Ok(left) => {
+                left.and_then(|left| self.seated.remove(&left));
+                self.seated.insert(adopted.connection, slot);
+            }
             Err(late) => self.late.push(late),
         }
     }
@@ -318,7 +314,6 @@ impl Standby {
         if let Ok(header) = segment.header() {
             segment.memory().store(&header.standby_stands, u64::from(std::process::id()));
         }
-        self.prepared.workers.iter().for_each(|worker| worker.bench.forget_noise());
         self.say_standing();
     }
 
@@ -340,17 +335,14 @@ impl Standby {
     }
 
     /// The workers serve; now all else of a data server is started.
-    fn into_server(self, options: &ServerOptions, began: Instant) -> anyhow::Result<Server> {
+    fn into_server(mut self, options: &ServerOptions, began: Instant) -> anyhow::Result<Server> {
         let shared = &self.prepared.shared;
         shared.connections.fetch_add(self.seated.len() as u64, Ordering::Relaxed);
-        let early =
-            considerate(true, self.seated.into_iter()).map(|(connection, place)| (connection, place.slot));
-        let late = self.late.iter().map(|client| (client.adopted.connection, client.index));
-        let seated: HashMap<u64, SlotIndex> = early.chain(late).collect();
-        let mut server = Server::new(options, self.prepared, self.origin, Begin::Later, &seated)?;
+        self.seated.extend(self.late.iter().map(|client| (client.adopted.connection, client.index)));
+        let mut server = Server::new(options, self.prepared, self.origin, Begin::Later, &self.seated)?;
         self.late.into_iter().for_each(|client| server.seat_late(client));
-        server.say_holds(seated.into_keys().collect());
-        server.say_ready(StartKind::Attached, began)?;
+        server.say_holds(self.seated.into_keys().collect());
+        server.say_ready(StartKind::Attached, began, &[])?;
         Ok(server)
     }
 }

@@ -34,6 +34,8 @@ pub struct Told {
     pub unix_path: String,
     /// The segment, if the front server had it from a data server before.
     pub segment: Option<OwnedFd>,
+    /// The epolls of that one's workers, if it had them.
+    pub epolls: Vec<OwnedFd>,
     /// Whether clients of a data server before live on.
     pub inherits: bool,
 }

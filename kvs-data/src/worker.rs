@@ -1,4 +1,6 @@
 //! One thread of the fixed pool. It waits in its own `epoll` for its own clients; each client is its alone.
+//!
+//! The epoll may be one that a data server had that died, with all its clients: see [`crate::bench`].
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,10 +22,12 @@ use kvs_core::sys::stream_position;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
 
 use crate::backup::is_half_full;
-use crate::bench::{Bench, Places, Seated};
+use crate::bench::{Bench, Place, Seated};
 use crate::client::{Client, Fate};
+use crate::control::BREATH;
 use crate::keeper::{Keeper, RETRY_PAUSE};
 use crate::shared::Shared;
 
@@ -48,6 +52,9 @@ const SPIN: Duration = Duration::from_micros(50);
 const YIELD_MAX: Duration = Duration::from_micros(150);
 /// How long the core counts as wanted by others after that.
 const CROWDED: Duration = Duration::from_millis(20);
+/// And when another server is started, or prepares: that one runs until the clock ticks if a worker yields to it, but a worker that sleeps is
+/// woken on its core at once.
+const CROWDED_BY_SERVER: Duration = Duration::from_millis(200);
 /// Pause between two looks whether a replaced value is still being sent.
 const GARBAGE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -103,6 +110,15 @@ pub fn wake() -> anyhow::Result<Arc<OwnedFd>> {
     Ok(Arc::new(wake))
 }
 
+/// What workers wait in.
+///
+/// # Errors
+/// When no descriptors are to be had.
+pub fn epolls(workers: usize) -> anyhow::Result<Vec<OwnedFd>> {
+    let epoll = || epoll::create(epoll::CreateFlags::CLOEXEC).context("can't make an epoll");
+    (0..workers).map(|_| epoll()).collect()
+}
+
 impl WorkerHandle {
     /// Starts worker `index`, which waits until all may [begin](Shared::begin).
     ///
@@ -111,9 +127,12 @@ impl WorkerHandle {
     pub fn start(shared: &Arc<Shared>, index: usize) -> anyhow::Result<(Self, JoinHandle<()>)> {
         let (commands, inbox) = crossbeam_channel::unbounded();
         let wake = Arc::clone(&shared.wakes[index]);
-        let bench = Arc::new(Bench::new()?);
-        epoll::add(&bench.epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-        let (shared, thread_wake, thread_bench) = (Arc::clone(shared), Arc::clone(&wake), Arc::clone(&bench));
+        let bench = Arc::new(Bench::new());
+        // Told of once a call. A worker that died may have left a call unheard, and its counter is in the epoll until the kernel has taken
+        // it out.
+        let once = EventFlags::IN | EventFlags::ET;
+        epoll::add(&shared.epolls[index], &wake, EventData::new_u64(WAKE), once)?;
+        let (shared, thread_bench) = (Arc::clone(shared), Arc::clone(&bench));
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let _alive = shared.enter(FIRST_WORKER_SLOT + index);
             let front = shared.await_begin();
@@ -121,7 +140,7 @@ impl WorkerHandle {
             else {
                 std::process::abort()
             };
-            let worker = Worker::new(&shared, (slot, index), &thread_bench, thread_wake, inbox, front);
+            let worker = Worker::new(&shared, (slot, index), &thread_bench, inbox, front);
             if let Err(fatal) = worker.run() {
                 log::error!("worker {index}: {fatal}; ending, the next data server recovers");
                 std::process::abort();
@@ -133,7 +152,7 @@ impl WorkerHandle {
     /// Tells the worker something.
     pub fn send(&self, command: Command) {
         if self.commands.send(command).is_ok() {
-            // A full counter wakes it just as well.
+            // It doesn't fill up before the machine is old.
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
     }
@@ -166,15 +185,13 @@ struct Worker<'s> {
     parked: VecDeque<(u64, usize)>,
     /// Those whose answers a data server gave that died, before they were on disk; by number and place.
     held_back: Vec<(u64, usize)>,
-    epoll: Arc<OwnedFd>,
-    wake: Arc<OwnedFd>,
     inbox: Receiver<Command>,
     front: Keeper,
     standby: Option<Keeper>,
     /// Boxed, since a standby makes the list when it takes over.
     clients: Vec<Option<Box<Client<'s>>>>,
-    /// Those who are not served yet, by their place.
-    places: Places,
+    /// Those who are not served yet, by their place; as long a list.
+    seats: Vec<Option<Seated>>,
     /// Those that have no place yet, and whether they are new.
     arriving: VecDeque<(Seated, bool)>,
     /// Those in places from here on haven't been looked at since the data server before died.
@@ -197,14 +214,13 @@ impl<'s> Worker<'s> {
         shared: &'s Shared,
         (slot, index): (&'s WorkerSlot, usize),
         bench: &Bench,
-        wake: Arc<OwnedFd>,
         inbox: Receiver<Command>,
         front: Arc<OwnedFd>,
     ) -> Self {
         let capacity = shared.segment.regions().capacity_bytes;
         let rings_max = (capacity / RINGS_SHARE / RING_BYTES / shared.workers as u64).clamp(2, RINGS_MAX);
         let context = Context::new(&shared.table, slot, shared, shared.value_bytes_max, rings_max);
-        let places = bench.clear();
+        let seats = bench.clear();
         let context = context.behind(&shared.gate, index).with_sessions(&shared.sessions);
         let context = match context.counting() {
             Ok(context) => context,
@@ -222,21 +238,19 @@ impl<'s> Worker<'s> {
             held: VecDeque::new(),
             parked: VecDeque::new(),
             held_back: Vec::new(),
-            epoll: Arc::clone(&bench.epoll),
-            wake,
             inbox,
             front: Keeper::informed(front),
             standby: None,
-            clients: places.seats.iter().map(|_| None).collect(),
+            clients: seats.iter().map(|_| None).collect(),
             arriving: VecDeque::new(),
             unseen_from: Some(0),
-            places,
+            seats,
             settles: false,
             lingering: VecDeque::new(),
             hand: 0,
             stop_at: None,
             spins: false,
-            crowded_until: Instant::now(),
+            crowded_until: Instant::now() + CROWDED_BY_SERVER,
         }
     }
 
@@ -250,6 +264,9 @@ impl<'s> Worker<'s> {
                 return self.end();
             }
             self.wait(&mut events);
+            if !events.is_empty() && events.iter().all(|event| self.is_of_stranger(event)) {
+                std::thread::sleep(BREATH);
+            }
             self.set_turn(self.slot.turn.load().wrapping_add(1));
             let mut rest = &events[..];
             // The wake-up is nobody's place.
@@ -257,12 +274,12 @@ impl<'s> Worker<'s> {
                 let (wave, later) = rest.split_at(rest.len().min(WAVE_MAX));
                 self.execute_wave(wave)?;
                 for event in wave {
-                    self.serve(token_place(event.data.u64()), event.flags)?;
+                    self.hear(event)?;
                 }
                 rest = later;
             }
             let woken = events.drain(..).any(|event| event.data.u64() == WAKE);
-            // Places of closed clients are given away only here, when no event of this round can mean them.
+            // Who gets the place of a client that was closed does so only here, when no event of this round can mean that one.
             if woken {
                 self.obey()?;
             }
@@ -335,7 +352,7 @@ impl<'s> Worker<'s> {
 
     /// Takes events from the kernel, within `timeout`; whether there were any.
     fn look(&self, events: &mut Vec<epoll::Event>, timeout: Option<&Timespec>) -> bool {
-        match epoll::wait(&self.epoll, spare_capacity(events), timeout) {
+        match epoll::wait(self.epoll(), spare_capacity(events), timeout) {
             Ok(count) => count > 0,
             Err(rustix::io::Errno::INTR) => false,
             Err(error) => {
@@ -343,6 +360,10 @@ impl<'s> Worker<'s> {
                 std::process::abort();
             }
         }
+    }
+
+    fn epoll(&self) -> &'s OwnedFd {
+        &self.shared.epolls[self.index]
     }
 
     /// Odd while it serves, for whoever watches that it gets on.
@@ -368,7 +389,8 @@ impl<'s> Worker<'s> {
     fn timeout(&self) -> Option<Timespec> {
         let lingering = self.lingering.front().map(|&(until, _)| until).into_iter();
         let garbage = (self.slot.garbage.load() != 0).then_some(GARBAGE_PAUSE);
-        let unseen = (self.unseen_from.is_some() || !self.arriving.is_empty()).then_some(Duration::ZERO);
+        // Clients who are being answered may want this core.
+        let unseen = (self.unseen_from.is_some() || !self.arriving.is_empty()).then_some(BREATH);
         let held_back = (!self.held_back.is_empty()).then_some(RETRY_PAUSE);
         let pauses = garbage.into_iter().chain(unseen).chain(held_back);
         let retries = pauses.map(|pause| Instant::now() + pause);
@@ -380,9 +402,6 @@ impl<'s> Worker<'s> {
     }
 
     fn obey(&mut self) -> Result<(), Fatal> {
-        let mut count = [0u8; 8];
-        // Only to reset it; what it says is in the inbox.
-        let _ = rustix::io::read(&self.wake, &mut count);
         while let Ok(command) = self.inbox.try_recv() {
             match command {
                 Command::Adopt { clients, is_new } => {
@@ -394,7 +413,7 @@ impl<'s> Worker<'s> {
                 }
                 Command::Settle => {
                     self.settles = true;
-                    self.unseen_from.get_or_insert(self.places.seats.len());
+                    self.unseen_from.get_or_insert(self.seats.len());
                 }
                 Command::Clients { reply } => {
                     let clients = self.clients.iter().flatten();
@@ -405,10 +424,12 @@ impl<'s> Worker<'s> {
                 Command::IntroduceToFront { socket } => {
                     self.adopt_some(usize::MAX)?;
                     self.front = Keeper::ignorant(socket);
+                    self.crowded_until = Instant::now() + CROWDED_BY_SERVER;
                 }
                 Command::IntroduceToStandby { socket } => {
                     self.adopt_some(usize::MAX)?;
                     self.standby = Some(Keeper::ignorant(socket));
+                    self.crowded_until = Instant::now() + CROWDED_BY_SERVER;
                 }
                 Command::Stop => {
                     self.adopt_some(usize::MAX)?;
@@ -430,32 +451,27 @@ impl<'s> Worker<'s> {
 
     /// Takes a client that the main thread gave.
     fn adopt(&mut self, client: Seated, is_new: bool) -> Result<(), Fatal> {
-        let place = self.places.free.pop().unwrap_or_else(|| {
-            self.places.seats.push(None);
-            self.clients.push(None);
-            self.clients.len() - 1
-        });
-        let data = EventData::new_u64(token(place, client.adopted.connection));
-        let watched = epoll::add(&self.epoll, &client.socket, data, EventFlags::IN);
-        self.places.seats[place] = Some(client);
-        if let Err(error) = watched {
-            log::warn!("a client can't be waited for: {error}");
-            return self.give_up(place);
+        let Place { place, .. } = Place::of(client.index, self.shared.workers);
+        if self.seats.len() <= place {
+            self.seats.resize_with(place + 1, || None);
+            self.clients.resize_with(place + 1, || None);
         }
+        if let Some(left) = &self.seats[place] {
+            // It was closed by the data server before, which gave away its slot and had no time to tell.
+            self.forget_uncounted(place, left.adopted.connection);
+        }
+        debug_assert!(self.clients[place].is_none(), "a slot is given to one client at a time");
+        self.seats[place] = Some(client);
         self.begin(place, is_new)?;
         if self.stop_at.is_some() { self.close(place) } else { Ok(()) }
     }
 
     /// Goes on with the clients that were just being served: they may wait for an answer to what has been received already.
     fn begin_interrupted(&mut self) -> Result<(), Fatal> {
-        let Some(served) = self.shared.served.get() else { return Ok(()) };
-        let Some(&last) = served.iter().max() else { return Ok(()) };
-        // Thousands are looked at while clients wait.
-        let mut is_served = vec![false; last as usize + 1];
-        served.iter().for_each(|&index| is_served[index as usize] = true);
-        for place in 0..self.places.seats.len() {
-            let seat = self.places.seats[place].as_ref();
-            if seat.is_some_and(|client| is_served.get(client.index as usize) == Some(&true)) {
+        let shared = self.shared;
+        for &slot in shared.served.get().into_iter().flatten() {
+            let Place { worker, place } = Place::of(slot, shared.workers);
+            if worker == self.index && place < self.seats.len() {
                 self.begin(place, false)?;
             }
         }
@@ -466,14 +482,14 @@ impl<'s> Worker<'s> {
     /// received and not executed.
     fn resume_some(&mut self) -> Result<(), Fatal> {
         let Some(from) = self.unseen_from else { return Ok(()) };
-        let to = (from + RESUMED_MAX).min(self.places.seats.len());
+        let to = (from + RESUMED_MAX).min(self.seats.len());
         for place in from..to {
-            if self.places.seats[place].is_some() {
+            if self.seats[place].is_some() {
                 self.begin(place, false)?;
             }
         }
         self.unseen_from = Some(to);
-        if to == self.places.seats.len() && self.arriving.is_empty() {
+        if to == self.seats.len() && self.arriving.is_empty() {
             self.unseen_from = None;
             if std::mem::take(&mut self.settles) {
                 self.shared.worker_has_settled();
@@ -484,7 +500,7 @@ impl<'s> Worker<'s> {
 
     /// Begins to serve the client in `place`, or goes on where the data server before stopped.
     fn begin(&mut self, place: usize, is_new: bool) -> Result<(), Fatal> {
-        let Some(Seated { index, adopted, socket, .. }) = &self.places.seats[place] else { return Ok(()) };
+        let Some(Seated { index, adopted, socket, .. }) = &self.seats[place] else { return Ok(()) };
         let (index, adopted) = (*index, *adopted);
         let segment = &self.shared.segment;
         let connection = match resume::holder(segment, index, adopted.connection) {
@@ -515,21 +531,40 @@ impl<'s> Worker<'s> {
             Holder::Free => return self.give_up(place),
             // Likewise, and its slot has gone to another one since.
             Holder::Another => {
-                self.forget(place, adopted.connection);
-                self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+                self.forget_uncounted(place, adopted.connection);
                 return Ok(());
             }
         };
-        let Some(Seated { socket, .. }) = self.places.seats[place].take() else { return Ok(()) };
+        let Some(Seated { socket, .. }) = self.seats[place].take() else { return Ok(()) };
         let client = Client::new(socket, connection, &self.context);
-        let is_pending = client.is_pending();
+        let (watched, is_pending) = (self.watch(place, &client, is_new), client.is_pending());
         self.clients[place] = Some(Box::new(client));
+        if let Err(error) = watched {
+            log::warn!("connection {} can't be waited for: {error}", adopted.connection);
+            return self.close(place);
+        }
         if is_pending { self.serve_begun(place, EventFlags::empty()) } else { Ok(()) }
+    }
+
+    /// Has a client waited for. If it isn't new, a data server before this one may have registered it, and for something else.
+    fn watch(&self, place: usize, client: &Client<'_>, is_new: bool) -> rustix::io::Result<()> {
+        let (epoll, interest) = (self.epoll(), client.interest());
+        let data = EventData::new_u64(token(place, client.connection().id()));
+        let watched = if is_new {
+            epoll::add(epoll, client, data, interest)
+        } else {
+            epoll::modify(epoll, client, data, interest)
+        };
+        match watched {
+            Err(Errno::EXIST) => epoll::modify(epoll, client, data, interest),
+            Err(Errno::NOENT) => epoll::add(epoll, client, data, interest),
+            watched => watched,
+        }
     }
 
     /// Lets a client go that can't be served; its slot is free, and nobody else's.
     fn give_up_with_slot(&mut self, place: usize) -> Result<(), Fatal> {
-        if let Some(client) = &mut self.places.seats[place] {
+        if let Some(client) = &mut self.seats[place] {
             client.owns_slot = true;
         }
         self.give_up(place)
@@ -538,29 +573,34 @@ impl<'s> Worker<'s> {
     /// Lets a client go that can't be served. A slot that may be another's is not used again before the next data server finds it
     /// free.
     fn give_up(&mut self, place: usize) -> Result<(), Fatal> {
-        let Some(Seated { index, owns_slot, adopted, socket }) = &self.places.seats[place] else {
+        let Some(Seated { index, owns_slot, adopted, socket }) = &self.seats[place] else {
             return Ok(());
         };
         let (index, owns_slot, connection) = (*index, *owns_slot, adopted.connection);
         // It may be closed already from the other side.
         let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
-        self.forget(place, connection);
         if owns_slot {
+            self.forget(place, connection);
             self.shared.give_back_slot(index);
         } else {
-            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+            self.forget_uncounted(place, connection);
         }
         Ok(())
     }
 
     /// Lets the socket in `place` go.
     fn forget(&mut self, place: usize, connection: u64) {
-        if let Some(seated) = self.places.seats[place].take() {
+        if let Some(seated) = self.seats[place].take() {
             // Other duplicates keep the socket in the epoll otherwise.
-            let _ = epoll::delete(&self.epoll, &seated.socket);
+            let _ = epoll::delete(self.epoll(), &seated.socket);
         }
-        self.places.free.push(place);
         self.note_closed(connection);
+    }
+
+    /// The same, and its slot isn't given back.
+    fn forget_uncounted(&mut self, place: usize, connection: u64) {
+        self.forget(place, connection);
+        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn note_closed(&mut self, connection: u64) {
@@ -634,8 +674,29 @@ impl<'s> Worker<'s> {
         }
     }
 
+    /// Whether this is of a client that was in the epoll when the data server before died, and that nobody has passed yet.
+    fn is_of_stranger(&self, event: &epoll::Event) -> bool {
+        let place = token_place(event.data.u64());
+        let is_empty = |place| self.clients.get(place).is_none_or(Option::is_none);
+        event.data.u64() != WAKE && is_empty(place) && self.seats.get(place).is_none_or(Option::is_none)
+    }
+
+    /// Serves the client of whom the kernel said something.
+    fn hear(&mut self, event: &epoll::Event) -> Result<(), Fatal> {
+        let (said, place) = (event.data.u64(), token_place(event.data.u64()));
+        let mut happened = event.flags;
+        if happened.intersects(EventFlags::ERR | EventFlags::HUP)
+            && let Some(Some(client)) = self.clients.get(place)
+            && token(place, client.connection().id()) != said
+        {
+            // Somebody is meant who was here before, and was registered twice, as its socket had not the number of its slot.
+            happened = EventFlags::empty();
+        }
+        self.serve(place, happened)
+    }
+
     fn serve(&mut self, place: usize, happened: EventFlags) -> Result<(), Fatal> {
-        if self.places.seats.get(place).is_some_and(Option::is_some) {
+        if self.seats.get(place).is_some_and(Option::is_some) {
             self.begin(place, false)?;
         }
         self.serve_begun(place, happened)
@@ -653,13 +714,14 @@ impl<'s> Worker<'s> {
     }
 
     fn settle(&mut self, place: usize, before: EventFlags, fate: Fate) -> Result<(), Fatal> {
+        let epoll = self.epoll();
         let Some(client) = self.clients[place].as_mut() else { return Ok(()) };
         if fate == Fate::Ends {
             return self.close(place);
         }
         if client.interest() != before {
             let data = EventData::new_u64(token(place, client.connection().id()));
-            if epoll::modify(&self.epoll, client.as_fd(), data, client.interest()).is_err() {
+            if epoll::modify(epoll, client.as_fd(), data, client.interest()).is_err() {
                 return self.close(place);
             }
         }
@@ -677,10 +739,9 @@ impl<'s> Worker<'s> {
     fn close(&mut self, place: usize) -> Result<(), Fatal> {
         let Some(client) = self.clients[place].take() else { return Ok(()) };
         // The front server's duplicate keeps the socket in the epoll otherwise.
-        let _ = epoll::delete(&self.epoll, client.as_fd());
+        let _ = epoll::delete(self.epoll(), client.as_fd());
         let (id, index) = (client.connection().id(), client.connection().index());
         client.close(&mut self.context)?;
-        self.places.free.push(place);
         self.shared.give_back_slot(index);
         self.note_closed(id);
         Ok(())
@@ -701,7 +762,7 @@ impl<'s> Worker<'s> {
 
     /// Tells those who keep duplicates of the sockets what they don't know yet.
     fn tell_keepers(&mut self) {
-        let (clients, seats) = (&self.clients, &self.places.seats);
+        let (clients, seats) = (&self.clients, &self.seats);
         let places = |place: usize| match (&clients[place], &seats[place]) {
             (Some(client), _) => Some((client.connection().seat(), client.as_fd())),
             (None, Some(seated)) => Some((seated.seat(), seated.socket.as_fd())),

@@ -11,12 +11,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvs_core::control::{Transport, token_connection};
-use rustix::buffer::spare_capacity;
-use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use kvs_core::control::Transport;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -38,16 +36,10 @@ pub struct Client {
 /// All clients, by number of the connection.
 pub struct Clients {
     table: Mutex<Table>,
-    /// Told when clients of a dead data server have been queued.
-    requeued: Condvar,
     /// Where their sockets outlive all processes, if anywhere.
     store: Option<Arc<DescriptorStore>>,
 }
 
-/// How long epolls are kept of a data server that has ended and has no successor yet.
-const EPOLLS_KEPT: Duration = Duration::from_secs(1);
-/// Clients of an epoll that stand in front, at most.
-const SPEAKING_MAX: usize = 256;
 /// Nothing is waited for.
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
@@ -56,10 +48,8 @@ struct Table {
     next: Number,
     clients: HashMap<Number, Place>,
     waiting: VecDeque<Number>,
-    /// What data servers wait for their clients in, by generation.
-    epolls: HashMap<u64, Vec<OwnedFd>>,
-    /// Generation of the last data server whose predecessors' clients were queued.
-    requeued: u64,
+    /// What data servers wait for their clients in, one after the other.
+    epolls: Arc<[OwnedFd]>,
 }
 
 struct Place {
@@ -79,14 +69,6 @@ impl Table {
         let ready = polled.iter().map(|polled| !polled.revents().is_empty());
         numbers.into_iter().zip(ready).filter_map(|(number, ready)| ready.then_some(number)).collect()
     }
-}
-
-/// Those of an epoll's clients from whom something has come, which it knows; some of them, if they are many.
-fn speaking(epoll: &OwnedFd) -> Vec<Number> {
-    let mut events = Vec::with_capacity(SPEAKING_MAX);
-    // So here.
-    let _ = epoll::wait(epoll, spare_capacity(&mut events), Some(&AT_ONCE));
-    events.iter().map(|event| token_connection(event.data.u64())).collect()
 }
 
 /// How many clients there are.
@@ -111,10 +93,9 @@ impl Clients {
             next: first,
             clients: HashMap::new(),
             waiting: VecDeque::new(),
-            epolls: HashMap::new(),
-            requeued: 0,
+            epolls: Arc::new([]),
         };
-        Self { table: Mutex::new(table), requeued: Condvar::new(), store: None }
+        Self { table: Mutex::new(table), store: None }
     }
 
     /// The same, with sockets that outlive all processes in `store`, if there is one.
@@ -203,25 +184,20 @@ impl Clients {
         }
     }
 
-    /// Keeps the epolls of the data server of this generation, for [`Self::requeue`].
-    pub fn keep_epolls(&self, generation: u64, epolls: Vec<OwnedFd>) {
-        self.table().epolls.insert(generation, epolls);
+    /// Keeps the epolls of the data server that serves.
+    pub fn keep_epolls(&self, epolls: Vec<OwnedFd>) {
+        self.table().epolls = epolls.into();
     }
 
-    /// Gives those of a data server that has ended back, when they have been of use to the next one.
-    pub fn take_epolls(&self, generation: u64) -> Vec<OwnedFd> {
-        let no_use_yet = |table: &mut Table| table.requeued <= generation;
-        let waited = self.requeued.wait_timeout_while(self.table(), EPOLLS_KEPT, no_use_yet);
-        let (mut table, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        table.epolls.remove(&generation).unwrap_or_default()
+    /// Those that were kept last, for the next data server.
+    pub fn epolls(&self) -> Arc<[OwnedFd]> {
+        Arc::clone(&self.table().epolls)
     }
 
-    /// Puts all clients at the head of the queue that other data servers had than that of this generation: those are dead. The `served`
-    /// stand first, then those from whom something has come, for a thousand others may be silent. Returns how many they are.
-    pub fn requeue(&self, generation: u64, served: &[Number]) -> usize {
+    /// Puts all clients at the head of the queue that other data servers had than that of this generation: those are dead. Of them the
+    /// `first` stand first, who may wait for an answer, while a thousand others may be silent. Returns how many they are.
+    pub fn requeue(&self, generation: u64, first: &[Number]) -> usize {
         let mut table = self.table();
-        table.requeued = generation;
-        self.requeued.notify_all();
         let orphaned = |place: &Place| place.owner.is_some_and(|owner| owner != generation);
         let orphans = table.clients.iter().filter(|(_, place)| orphaned(place));
         let mut orphans: Vec<Number> = orphans.map(|(number, _)| *number).collect();
@@ -229,16 +205,9 @@ impl Clients {
             return 0;
         }
         orphans.sort_unstable();
-        let mut queue: Vec<Number> = served.to_vec();
-        let dead = table.epolls.iter().filter(|(lender, _)| **lender != generation);
-        let epolls: Vec<&OwnedFd> = dead.flat_map(|(_, epolls)| epolls).collect();
-        // Those that systemd kept are in none.
-        let speak = if epolls.is_empty() {
-            table.speaking(&orphans)
-        } else {
-            epolls.into_iter().flat_map(speaking).collect()
-        };
-        queue.extend(speak);
+        // Where the data server could know of nobody.
+        let first = if first.is_empty() { table.speaking(&orphans) } else { first.to_vec() };
+        let mut queue = first;
         let count = orphans.len();
         queue.append(&mut orphans);
         // Each stands where it is named first.
@@ -285,8 +254,6 @@ impl Clients {
 mod tests {
     //! Goal: nobody is lost, nobody is handed over twice. Method: socket pairs.
 
-    use kvs_core::control::token;
-    use rustix::event::epoll::{EventData, EventFlags};
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
@@ -346,28 +313,16 @@ mod tests {
     }
 
     #[test]
-    fn clients_who_were_served_go_before_those_that_the_dead_one_s_epoll_names_and_all_others() {
+    fn clients_who_may_wait_for_an_answer_go_before_all_others() {
         let clients = Clients::new();
         let ends: Vec<_> = (0..3).map(|_| connect(&clients)).collect();
         let numbers_of: Vec<Number> =
             ends.iter().map(|(_, number)| *number.as_ref().expect("room")).collect();
-        let taken = clients.take_waiting(10, 1);
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll");
-        for (place, (number, client)) in taken.iter().enumerate() {
-            let token = EventData::new_u64(token(place, *number));
-            epoll::add(&epoll, &client.socket, token, EventFlags::IN).expect("room");
-        }
-        for speaking in &ends[1..3] {
-            rustix::net::send(&speaking.0, b"request", rustix::net::SendFlags::empty()).expect("open");
-        }
-        clients.keep_epolls(1, vec![epoll]);
-        clients.keep_epolls(2, Vec::new());
-        // One of them is unknown, and one speaks as well.
-        let served = [77, numbers_of[2]];
-        assert_eq!(clients.requeue(2, &served), 3);
+        clients.take_waiting(10, 1);
+        // One of them is unknown, and one is named twice.
+        assert_eq!(clients.requeue(2, &[77, numbers_of[2], numbers_of[1], numbers_of[2]]), 3);
         let expected = [2, 1, 0].map(|index| numbers_of[index]);
         assert_eq!(numbers(&clients.take_waiting(10, 2)), expected);
-        assert_eq!(clients.take_epolls(1).len(), 1);
     }
 
     #[test]

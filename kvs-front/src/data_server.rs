@@ -52,8 +52,8 @@ pub enum Purpose<'a> {
     First,
     /// To be the first since all processes died, but for the clients, whose sockets were kept.
     Inherit,
-    /// To take the place of one that died, with the segment that it had.
-    Succeed(&'a OwnedFd),
+    /// To take the place of one that died, with the segment and the epolls that it had.
+    Succeed(&'a OwnedFd, &'a [OwnedFd]),
     /// To stand by for the one that serves, whose segment this is.
     StandBy(&'a OwnedFd, &'a DataServer),
 }
@@ -74,7 +74,7 @@ impl DataServer {
         tell_start(front, &own, &liveness, (purpose, link.as_ref().map(|(_, its)| its)))?;
         let urgency = match purpose {
             Purpose::StandBy(..) => Urgency::AtLeisure,
-            Purpose::First | Purpose::Inherit | Purpose::Succeed(_) => Urgency::Now,
+            Purpose::First | Purpose::Inherit | Purpose::Succeed(..) => Urgency::Now,
         };
         let (child, process) = program::launch("kvs-data", "--controlled", &front.options, theirs, urgency)?;
         // Nobody reaps it before the receiving thread has it: the pid is its own.
@@ -217,7 +217,9 @@ fn tell_start(
         role: match purpose {
             Purpose::First => Role::First,
             Purpose::Inherit => Role::Heir,
-            Purpose::Succeed(_) => Role::Successor,
+            Purpose::Succeed(_, epolls) => {
+                Role::Successor { workers: u32::try_from(epolls.len()).unwrap_or(u32::MAX) }
+            }
             Purpose::StandBy(..) => Role::Standby,
         },
         estate: estate.mark(),
@@ -227,7 +229,10 @@ fn tell_start(
     descriptors.extend([own.as_fd(), liveness.as_fd()]);
     match purpose {
         Purpose::First | Purpose::Inherit => {}
-        Purpose::Succeed(segment) => descriptors.push(segment.as_fd()),
+        Purpose::Succeed(segment, epolls) => {
+            descriptors.push(segment.as_fd());
+            descriptors.extend(epolls.iter().map(AsFd::as_fd));
+        }
         Purpose::StandBy(segment, active) => descriptors.extend([segment.as_fd(), active.liveness.as_fd()]),
     }
     descriptors.extend(link.map(AsFd::as_fd));
@@ -279,17 +284,16 @@ impl Receiver {
         }
         // The supervisor listens for as long as the process runs; so below.
         let _ = front.events.send(Event::Dead(generation));
+        // To take a process out of the kernel's lists takes milliseconds if somebody has looked at its thousands of descriptors in /proc; nobody
+        // waits for that.
+        if let Err(error) = priority::give_way_from_now_on() {
+            log::debug!("the end of a data server takes time from others: {error}");
+        }
         let status = self.end.wait();
         if let Some(status) = status.filter(|status| !status.success()) {
             log::info!("the data server has ended: {status}");
         }
         let _ = front.events.send(Event::Ended(generation, status));
-        // Thousands of sockets are taken out of them now, which nobody waits for.
-        let epolls = front.clients.take_epolls(generation);
-        if let Err(error) = priority::give_way_from_now_on() {
-            log::debug!("letting epolls go takes time from others: {error}");
-        }
-        drop(epolls);
     }
 
     fn take(&mut self, front: &Front, generation: u64, message: DataMessage, descriptors: Vec<OwnedFd>) {
@@ -314,7 +318,7 @@ impl Receiver {
                 // There may be many more, while clients wait for their answers.
                 std::thread::sleep(BREATH);
             }
-            DataMessage::Epolls { .. } => front.clients.keep_epolls(generation, descriptors),
+            DataMessage::Epolls { .. } => front.clients.keep_epolls(descriptors),
             DataMessage::Quit => _ = front.events.send(Event::Quit),
             message => _ = front.events.send(Event::Said(generation, message, descriptors)),
         }

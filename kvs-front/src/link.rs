@@ -109,13 +109,13 @@ impl Link {
         }
     }
 
-    /// Hands all clients over that the data servers before had, the `served` first, and tells the one of this generation that these
+    /// Hands all clients over that the data servers before had, the `first` first, and tells the one of this generation that these
     /// were all.
     ///
     /// # Errors
     /// It is dead, or takes none: the next one gets them.
-    pub fn restore(&self, clients: &Clients, generation: u64, served: &[Number]) -> Result<(), ControlError> {
-        clients.requeue(generation, served);
+    pub fn restore(&self, clients: &Clients, generation: u64, first: &[Number]) -> Result<(), ControlError> {
+        clients.requeue(generation, first);
         if self.hand_over(clients) == HandOver::Refused {
             return Err(PassingError::WouldBlock.into());
         }

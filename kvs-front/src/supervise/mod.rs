@@ -62,7 +62,7 @@ struct Readiness {
     entries: u64,
     start: StartKind,
     took_us: u64,
-    served: Vec<u64>,
+    waiting: Vec<u64>,
 }
 
 /// How a start went.
@@ -160,7 +160,8 @@ impl Supervisor {
             log::warn!("the connections that systemd kept are ended: their segment is gone");
             self.front.clients.end_orphans(server.generation);
         }
-        if let Err(error) = self.front.link.restore(&self.front.clients, server.generation, &readiness.served)
+        if let Err(error) =
+            self.front.link.restore(&self.front.clients, server.generation, &readiness.waiting)
         {
             log::error!("data server {} does not take its clients: {error}; killing it", server.pid);
             server.kill();
@@ -388,7 +389,8 @@ impl Supervisor {
             death.noticed.elapsed().as_secs_f64() * 1_000.0,
             death.pid
         );
-        if let Err(error) = self.front.link.restore(&self.front.clients, next.generation, &readiness.served) {
+        if let Err(error) = self.front.link.restore(&self.front.clients, next.generation, &readiness.waiting)
+        {
             log::error!("data server {} does not take its clients: {error}; killing it", next.pid);
             next.kill();
         }
@@ -418,7 +420,8 @@ impl Supervisor {
         self.generation += 1;
         let server = self.front.keep_process(|| {
             let first = if self.front.clients.count().all > 0 { Purpose::Inherit } else { Purpose::First };
-            let purpose = self.segment.as_ref().map_or(first, Purpose::Succeed);
+            let epolls = self.front.clients.epolls();
+            let purpose = self.segment.as_ref().map_or(first, |segment| Purpose::Succeed(segment, &epolls));
             DataServer::launch(&self.front, self.generation, &purpose)
         })?;
         self.heart.watch_start(server.pid, server.process());
@@ -437,8 +440,8 @@ impl Supervisor {
                 Some(Event::Dead(generation)) if generation == server.generation => return Start::Died,
                 Some(Event::Said(generation, message, descriptors)) if generation == server.generation => {
                     match message {
-                        DataMessage::Ready { process, entries, start, took_us, served } => {
-                            let readiness = Readiness { pid: process.pid, entries, start, took_us, served };
+                        DataMessage::Ready { process, entries, start, took_us, waiting } => {
+                            let readiness = Readiness { pid: process.pid, entries, start, took_us, waiting };
                             return self.put_to_work(server, descriptors, readiness);
                         }
                         DataMessage::Failed { message } => return Start::Failed(message),
