@@ -376,7 +376,11 @@ impl TakingOver {
 
     /// Waits, and takes over; gives the time at which the death was noticed.
     fn run(self) -> anyhow::Result<Instant> {
-        self.shared.come_forward();
+        // The dead one's last thread may be on its core.
+        if let Err(error) = priority::go_first_from_now_on() {
+            log::debug!("a death will be noticed a little later: {error}");
+            self.shared.come_forward();
+        }
         let _alive = self.shared.liveness.claim(SLOT)?;
         self.dead.await_death(MAIN_SLOT)?;
         let noticed = Instant::now();

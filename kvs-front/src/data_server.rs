@@ -146,6 +146,10 @@ impl DataServer {
     pub fn watch(&self, front: &Arc<Front>) -> anyhow::Result<()> {
         let (page, events, generation) = (self.liveness.clone(), front.events.clone(), self.generation);
         let watching = std::thread::Builder::new().name("watch-data".into()).spawn(move || {
+            // The lock goes from one who waits for it to the next, and a standby waits for it as well.
+            if let Err(error) = priority::go_first_from_now_on() {
+                log::debug!("a death will be noticed a little later: {error}");
+            }
             match page.await_death(MAIN_SLOT) {
                 // The supervisor may have ended.
                 Ok(()) => drop(events.send(Event::Dead(generation))),
@@ -289,6 +293,8 @@ impl Receiver {
         if let Err(error) = priority::give_way_from_now_on() {
             log::debug!("the end of a data server takes time from others: {error}");
         }
+        // It was given a core when it was woken, and would keep it.
+        std::thread::sleep(BREATH);
         let status = self.end.wait();
         if let Some(status) = status.filter(|status| !status.success()) {
             log::info!("the data server has ended: {status}");

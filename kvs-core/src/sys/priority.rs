@@ -1,7 +1,8 @@
 //! Making the dead, and those who prepare, give way to the living.
 //!
 //! The last thread of a killed process gives back its memory and its descriptors, in the kernel, on some core: 0.4 ms, with
-//! ten thousand connections some milliseconds. Whoever was put behind it on that core waits for it, unless it is made to give way.
+//! ten thousand connections some milliseconds. Whoever was put behind it on that core waits for it, unless it is made to give way; and
+//! the one who does that, the thread that has waited for the death, is put there first of all. It goes before every other where it may.
 //!
 //! The next standby costs as much: a program to be loaded, thousands of sockets to be taken, the segment to be mapped. The fair scheduler lets
 //! it have its share in turns that last until the clock ticks, 4 ms on many kernels, while clients wait. The share goes with the weight,
@@ -27,6 +28,8 @@ const SLICE_LONGEST_NS: u64 = 100_000_000;
 const SLICE_USUAL: u64 = 0;
 /// The calling thread.
 const CALLING: i32 = 0;
+/// The lowest of the priorities that stand above all ordinary threads.
+const FIRST_OF_ALL: u32 = 1;
 
 /// Lets what is left of the process that has `pid`, if it is ending, give way to every other thread that wants its core. One that isn't
 /// ending is left as it is: so it does no harm when the pid has gone to another.
@@ -54,6 +57,23 @@ pub fn give_way_if_ending(pid: u32) -> io::Result<()> {
 /// What the kernel says.
 pub fn give_way_from_now_on() -> io::Result<()> {
     set(CALLING, NICE_MOST, SLICE_LONGEST_NS)
+}
+
+/// Lets the calling thread, and none that it starts, go before every ordinary one from now on: one that sleeps until somebody dies, whom it
+/// would be put behind, and then has a fraction of a millisecond to do.
+///
+/// # Errors
+/// This process may not: it isn't the superuser's, and `RLIMIT_RTPRIO` doesn't allow it.
+pub fn go_first_from_now_on() -> io::Result<()> {
+    apply(
+        CALLING,
+        &Attributes {
+            policy: libc::SCHED_FIFO.cast_unsigned(),
+            flags: libc::SCHED_FLAG_RESET_ON_FORK as u64,
+            priority: FIRST_OF_ALL,
+            ..Attributes::default()
+        },
+    )
 }
 
 /// How much of a core a thread gets beside others who want it.
@@ -116,8 +136,10 @@ pub(super) fn can_return() -> bool {
 }
 
 /// What `sched_setattr` takes (sched(7), `struct sched_attr`, version 0).
+#[derive(Default)]
 #[repr(C)]
 struct Attributes {
+    /// 0 stands for this version's.
     size: u32,
     policy: u32,
     flags: u64,
@@ -133,19 +155,14 @@ struct Attributes {
 /// over, but by one whose own slice is shorter (from Linux 6.12 on; before, slices are not a thread's own): so
 /// whoever wakes up on its core goes first at once.
 fn set(thread: i32, nice: i32, slice_ns: u64) -> io::Result<()> {
-    let attributes = Attributes {
-        size: size_of::<Attributes>() as u32,
-        policy: libc::SCHED_OTHER.cast_unsigned(),
-        flags: 0,
-        nice,
-        priority: 0,
-        runtime_ns: slice_ns,
-        deadline_ns: 0,
-        period_ns: 0,
-    };
+    let policy = libc::SCHED_OTHER.cast_unsigned();
+    apply(thread, &Attributes { policy, nice, runtime_ns: slice_ns, ..Attributes::default() })
+}
+
+fn apply(thread: i32, attributes: &Attributes) -> io::Result<()> {
     // SAFETY: the kernel only reads the attributes, whose size they tell and which outlive the call; no memory is shared with that
     // thread.
-    match unsafe { libc::syscall(libc::SYS_sched_setattr, thread, &raw const attributes, 0) } {
+    match unsafe { libc::syscall(libc::SYS_sched_setattr, thread, &raw const *attributes, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -174,6 +191,27 @@ mod tests {
         })
         .join()
         .expect("no panic");
+    }
+
+    #[test]
+    fn thread_that_goes_first_starts_ordinary_ones() {
+        // SAFETY: plain numbers.
+        let policy = || unsafe { libc::sched_getscheduler(CALLING) };
+        let ordinary = policy();
+        std::thread::scope(|scope| {
+            scope.spawn(move || match go_first_from_now_on() {
+                Ok(()) => {
+                    assert_eq!(policy() & !libc::SCHED_RESET_ON_FORK, libc::SCHED_FIFO);
+                    let started = std::thread::spawn(policy).join().expect("no panic");
+                    assert_eq!(started, ordinary);
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+                    assert_eq!(policy(), ordinary);
+                }
+            });
+        });
+        assert_eq!(policy(), ordinary, "it is for that thread alone");
     }
 
     fn nice(pid: u32) -> i32 {
