@@ -45,7 +45,11 @@ const RING_BYTES: u64 = 32 << 10;
 /// Clients looked at in one round for buffers that nobody uses, while too many are held.
 const COOLED_MAX: usize = 64;
 /// Clients taken up in one round that are new, or that nobody has heard of since the data server before died.
-const RESUMED_MAX: usize = 64;
+const RESUMED_MAX: usize = 32;
+/// Memory that a worker has at hand when it begins: its first hundreds of clients. Less than what the C library would give back.
+const WARM_BYTES: usize = 96 << 10;
+/// Likewise of its stack.
+const WARM_STACK_BYTES: usize = 16 << 10;
 /// How long a worker looks for events before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
 /// A yield that takes longer has let a thread run that had much to do: more than to ask once more.
@@ -135,12 +139,13 @@ impl WorkerHandle {
         let (shared, thread_bench) = (Arc::clone(shared), Arc::clone(&bench));
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let _alive = shared.enter(FIRST_WORKER_SLOT + index);
-            let front = shared.await_begin();
             let Ok(slot) = shared.segment.memory().object(shared.segment.regions().worker(index as u64))
             else {
                 std::process::abort()
             };
-            let worker = Worker::new(&shared, (slot, index), &thread_bench, inbox, front);
+            let context = prepare(&shared, (slot, index));
+            let front = shared.await_begin();
+            let worker = Worker::new(&shared, (slot, index), context, &thread_bench, inbox, front);
             if let Err(fatal) = worker.run() {
                 log::error!("worker {index}: {fatal}; ending, the next data server recovers");
                 std::process::abort();
@@ -156,6 +161,22 @@ impl WorkerHandle {
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
     }
+}
+
+/// What the worker of a slot needs for its clients, whom it doesn't serve yet: nothing in the segment is looked at. Memory that it
+/// will use first is mapped, as the kernel may let nobody have any while it takes apart what a dead data server had.
+fn prepare<'s>(shared: &'s Shared, (slot, index): (&'s WorkerSlot, usize)) -> Context<'s> {
+    let capacity = shared.segment.regions().capacity_bytes;
+    let rings_max = (capacity / RINGS_SHARE / RING_BYTES / shared.workers as u64).clamp(2, RINGS_MAX);
+    let context = Context::new(&shared.table, slot, shared, shared.value_bytes_max, rings_max);
+    let context = context.behind(&shared.gate, index).with_sessions(&shared.sessions);
+    // Written, and given back to what this thread allocates from; its stack.
+    drop(std::hint::black_box(vec![1u8; WARM_BYTES]));
+    std::hint::black_box([1u8; WARM_STACK_BYTES]);
+    context.counting().unwrap_or_else(|error| {
+        log::error!("can't map worker {index}'s slot: {error}; ending");
+        std::process::abort()
+    })
 }
 
 /// Token of the worker's own wake-up, which is no client's.
@@ -213,22 +234,12 @@ impl<'s> Worker<'s> {
     fn new(
         shared: &'s Shared,
         (slot, index): (&'s WorkerSlot, usize),
+        context: Context<'s>,
         bench: &Bench,
         inbox: Receiver<Command>,
         front: Arc<OwnedFd>,
     ) -> Self {
-        let capacity = shared.segment.regions().capacity_bytes;
-        let rings_max = (capacity / RINGS_SHARE / RING_BYTES / shared.workers as u64).clamp(2, RINGS_MAX);
-        let context = Context::new(&shared.table, slot, shared, shared.value_bytes_max, rings_max);
         let seats = bench.clear();
-        let context = context.behind(&shared.gate, index).with_sessions(&shared.sessions);
-        let context = match context.counting() {
-            Ok(context) => context,
-            Err(error) => {
-                log::error!("can't map worker {index}'s slot: {error}; ending");
-                std::process::abort();
-            }
-        };
         Self {
             shared,
             slot,
