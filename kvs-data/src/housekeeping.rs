@@ -5,7 +5,8 @@
 //!
 //! - **before**: an extent is made huge when it is reserved, while nobody knows of it, and in a large store one further ahead;
 //! - **later**: what was in use before it could be made huge (the first extents, buckets, a segment of another data server) when
-//!   no worker has had anything to do for a while, one page at a time.
+//!   no worker has had anything to do for a while, one page at a time; and in a store that is never idle one page a second: requests
+//!   wait once for it, while small pages cost every request, and a millisecond for every five thousand of them when a data server dies.
 //!
 //! Where the kernel refuses, pages stay small.
 
@@ -34,6 +35,12 @@ const PREPARED_FROM_BYTES: u64 = 128 << 20;
 const AHEAD: u64 = 1;
 /// The workers have nothing to do when they had nothing for so long.
 const QUIET: Duration = Duration::from_millis(100);
+/// Pause between two pages that are made huge although requests are served.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// That doesn't begin before this data server has served for so long: those who waited for it go first.
+const BUSY_FROM: Duration = Duration::from_secs(10);
+/// A page for which the kernel needed less was huge already.
+const COPY_MIN: Duration = Duration::from_micros(100);
 /// Pause between two searches for pages that could be huge.
 const SEARCH_PAUSE: Duration = Duration::from_secs(1);
 /// Refusals of the kernel after which pages stay as they are for [`REFUSED_PAUSE`].
@@ -108,6 +115,8 @@ struct HugePages<'s> {
     /// The sum of all workers' turns when it changed last, and since when it is that.
     turns: u64,
     quiet_since: Instant,
+    /// When the next page is made huge although requests are served.
+    busy_at: Instant,
 }
 
 impl<'s> HugePages<'s> {
@@ -122,6 +131,7 @@ impl<'s> HugePages<'s> {
             refusals: 0,
             turns: 0,
             quiet_since: now,
+            busy_at: now + BUSY_FROM,
         }
     }
 
@@ -139,9 +149,10 @@ impl<'s> HugePages<'s> {
         self.collapse(offset)
     }
 
-    /// Makes a huge page of what is in use, if nobody is served; true when it may go on so.
+    /// Makes a huge page of what is in use, if nobody is served or it is time; true when it may go on so.
     fn improve(&mut self) -> bool {
-        if !self.is_quiet() || self.rests() {
+        let begun = Instant::now();
+        if !(self.is_quiet() || self.busy_at <= begun) || self.rests() {
             return false;
         }
         if self.pending.is_empty() && self.search_at <= Instant::now() {
@@ -149,6 +160,9 @@ impl<'s> HugePages<'s> {
         }
         let Some(offset) = self.pending.pop() else { return false };
         self.collapse(offset);
+        if begun.elapsed() > COPY_MIN {
+            self.busy_at = Instant::now() + BUSY_PAUSE;
+        }
         true
     }
 

@@ -1,5 +1,8 @@
 //! Ours: a store, who is killed of it, and when it is whole again.
 
+use std::fs;
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use kvs_harness::connection::Connection;
 use kvs_harness::present::Servers;
@@ -9,6 +12,30 @@ use kvs_harness::wait::{SOON, eventually_some};
 use rustix::process::{Pid, Signal};
 
 use super::speak::{Speak, Wire};
+
+/// The memory is as it will be when nothing has become a huge page for so long.
+const PAGES_SETTLED: Duration = Duration::from_millis(2_500);
+/// It is not waited longer for that.
+const PAGES_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until a store that was just filled is like one that has been there for a while: its data server makes huge pages when nobody asks
+/// anything.
+fn await_pages(data: Pid) {
+    let path = format!("/proc/{}/smaps_rollup", data.as_raw_nonzero());
+    let huge = || {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        text.lines().find(|line| line.starts_with("ShmemPmdMapped:")).map(str::to_owned)
+    };
+    let begun = Instant::now();
+    let (mut found, mut since) = (huge(), begun);
+    while since.elapsed() < PAGES_SETTLED && begun.elapsed() < PAGES_PATIENCE {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = huge();
+        if now != found {
+            (found, since) = (now, Instant::now());
+        }
+    }
+}
 
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +80,8 @@ impl Kvs {
         wire.set_counter()?;
         wire.fill(entries)?;
         let mut kvs = Self { store, has_standby: has_standby == Some(true), dead: Vec::new() };
-        kvs.await_whole();
+        let data = kvs.await_whole().data;
+        await_pages(data);
         Ok(kvs)
     }
 
