@@ -370,6 +370,9 @@ impl Server {
     /// Whoever is launched has the rank of this thread, and everybody waits for a front server.
     fn replace_front(&mut self) -> bool {
         self.come_forward();
+        for worker in &self.workers {
+            worker.send(Command::MakeWay);
+        }
         self.fronts.replace()
     }
 

@@ -25,6 +25,7 @@ use kvs_core::control::{self, DataMessage, FrontMessage};
 use kvs_core::heartbeat::{CHECKS, interval};
 use kvs_core::liveness::LivenessPage;
 use kvs_core::sys::launch::{Child, Urgency};
+use kvs_core::sys::priority;
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_front::estate::Estate;
 use kvs_front::options::ServerOptions;
@@ -240,6 +241,10 @@ impl Fronts {
         self.heartbeat.forget();
         let dead = self.front.pid;
         self.front.fence();
+        // It may have thousands of descriptors to give back yet.
+        if let Err(error) = priority::give_way_if_ending(dead) {
+            log::debug!("the dead front server doesn't give way: {error}");
+        }
         if !self.ends {
             log::warn!("front server {dead} died; launching the next, clients are served on");
         }

@@ -83,6 +83,8 @@ pub enum Command {
         /// To whom.
         reply: Sender<Vec<ClientInfo>>,
     },
+    /// Another server is about to be started, which wants a core.
+    MakeWay,
     /// Another front server is there; it gets duplicates of all clients' sockets.
     IntroduceToFront {
         /// The socket to it.
@@ -432,10 +434,10 @@ impl<'s> Worker<'s> {
                     // The main thread may have stopped listening.
                     let _ = reply.send(infos);
                 }
+                Command::MakeWay => self.crowded_until = Instant::now() + CROWDED_BY_SERVER,
                 Command::IntroduceToFront { socket } => {
                     self.adopt_some(usize::MAX)?;
                     self.front = Keeper::ignorant(socket);
-                    self.crowded_until = Instant::now() + CROWDED_BY_SERVER;
                 }
                 Command::IntroduceToStandby { socket } => {
                     self.adopt_some(usize::MAX)?;
