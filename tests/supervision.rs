@@ -90,6 +90,31 @@ fn front_killed_under_load_clients_notice_nothing_and_new_ones_are_served() {
 }
 
 #[test]
+fn clients_whose_descriptors_have_not_their_numbers_outlive_data_servers_too() {
+    const CLIENTS: usize = 40;
+    const KILLS: i64 = 6;
+    // The numbers of clients' descriptors begin above that.
+    let store = Launch::new().open_files(256).start();
+    let connect = |at: usize| if at.is_multiple_of(2) { store.connect() } else { store.connect_unix() };
+    let mut clients: Vec<Connection> = (0..CLIENTS).map(connect).collect();
+    for kill in 1..=KILLS {
+        store.await_standby();
+        store.kill_data();
+        for (at, client) in (1..).zip(&mut clients) {
+            let expected = (kill - 1) * CLIENTS as i64 + at;
+            assert_eq!(client.ask(&increment(b"all", 1)).expect("served"), Answer::Number(expected));
+        }
+        // Others get the slots of those who leave.
+        clients.drain(..CLIENTS / 2);
+        clients.extend((0..CLIENTS / 2).map(connect));
+        let asking = 1;
+        eventually("those who left are gone", SOON, || {
+            store.place().statistics()["connections"] == CLIENTS + asking
+        });
+    }
+}
+
+#[test]
 fn front_relaunched_knows_all_clients_and_keeps_the_limit() {
     let store = Launch::new().option("--max-connections", "150").start();
     let mut clients: Vec<Connection> =
