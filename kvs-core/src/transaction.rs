@@ -181,7 +181,7 @@ impl<'s> Transaction<'s> {
     }
 
     /// Decides, and leaves the rest to recovery, as a process that dies right then.
-    #[cfg(test)]
+    #[cfg(all(test, not(miri), not(feature = "shuttle")))]
     pub(crate) fn decide_only(self) {
         self.memory().store(&self.slot.intent, decided(self.slot, self.count));
     }
