@@ -206,8 +206,7 @@ impl Clients {
         }
         orphans.sort_unstable();
         // Where the data server could know of nobody.
-        let first = if first.is_empty() { table.speaking(&orphans) } else { first.to_vec() };
-        let mut queue = first;
+        let mut queue = if first.is_empty() { table.speaking(&orphans) } else { first.to_vec() };
         let count = orphans.len();
         queue.append(&mut orphans);
         // Each stands where it is named first.

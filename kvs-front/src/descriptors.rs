@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// which needs less: the listening sockets too, for the next front server, and that one's process and socket; the segment
 /// and the files of the backup.
 const OWN: u64 = 52;
-/// What one worker takes: in the data server two, in the front server its epoll, twice while one takes over from another.
+/// What one worker takes: in the data server two, in the front server its epoll.
 const WORKER_OWN: u64 = 2;
 
 /// How many clients there may be at a time.
