@@ -85,14 +85,13 @@ const SPEAKING_MAX: usize = 256;
 /// Connections from which something has come, as the epolls know; some of them, if they are many. What is said once only is not said again:
 /// for a data server whose workers have not begun.
 pub fn speaking(epolls: &[OwnedFd]) -> Vec<u64> {
-    let mut events = Vec::with_capacity(epolls.len() * SPEAKING_MAX);
-    for epoll in epolls {
-        let mut some = Vec::with_capacity(SPEAKING_MAX);
+    let events_of = |epoll| {
+        let mut events = Vec::with_capacity(SPEAKING_MAX);
         // Whatever goes wrong, it is only about the order.
-        let _ = epoll::wait(epoll, spare_capacity(&mut some), Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        events.append(&mut some);
-    }
-    events.iter().map(|event| token_connection(event.data.u64())).collect()
+        let _ = epoll::wait(epoll, spare_capacity(&mut events), Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        events
+    };
+    epolls.iter().flat_map(events_of).map(|event| token_connection(event.data.u64())).collect()
 }
 
 /// Those who sit, by their place at the worker.

@@ -367,7 +367,7 @@ impl<'s> Worker<'s> {
     fn look(&self, events: &mut Vec<epoll::Event>, timeout: Option<&Timespec>) -> bool {
         match epoll::wait(self.epoll(), spare_capacity(events), timeout) {
             Ok(count) => count > 0,
-            Err(rustix::io::Errno::INTR) => false,
+            Err(Errno::INTR) => false,
             Err(error) => {
                 log::error!("epoll: {error}");
                 std::process::abort();
