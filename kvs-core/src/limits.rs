@@ -18,6 +18,9 @@ pub const WORKER_THREADS_MAX: usize = WORKERS_MAX - 2;
 pub const CONNECTIONS_MAX_DEFAULT: u32 = 10_000;
 /// Most connection slots a segment has room for; the largest `--max-connections`.
 pub const CONNECTIONS_MAX_LIMIT: u32 = 65_536;
+/// Number of the descriptor that the client in slot 0 has in a data server. Fewer are open besides clients' sockets, so that none of them has a
+/// number of theirs: two for each worker, those of the front server's estate, a message's worth of sockets that have just come.
+pub const FIRST_CLIENT_DESCRIPTOR: i32 = 512;
 /// Default of `--capacity`, in bytes.
 pub const CAPACITY_BYTES_DEFAULT: u64 = 1 << 30;
 /// Smallest capacity of a segment, in bytes.

@@ -14,17 +14,14 @@
 //!
 //! Lock: one a bench, for a moment. Once the worker has begun, nobody but the worker knows its clients.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvs_core::connection::slot::SlotIndex;
 use kvs_core::control::{Adopted, Seat, token_connection};
+use kvs_core::limits::FIRST_CLIENT_DESCRIPTOR;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
-
-/// Number of the descriptor of the client in slot 0. Fewer are open besides clients' sockets, so that none of them has a number of theirs:
-/// two for each worker, those of the front server's estate, a message's worth of sockets that have just come.
-pub const FIRST_CLIENT_DESCRIPTOR: RawFd = 512;
 
 /// Where a client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use crossbeam_channel::{Receiver, Sender};
@@ -21,7 +21,7 @@ use kvs_core::control::{
 use kvs_core::limits::{CONNECTIONS_MAX_LIMIT, WORKER_THREADS_MAX};
 use kvs_core::liveness::{LivenessError, LivenessPage, MAIN_SLOT};
 use kvs_core::session::Sessions;
-use kvs_core::sys::priority::Rank;
+use kvs_core::sys::priority::{BREATH, Rank};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::table::Table;
 use kvs_core::wire::{self, ErrorCode, Response, ResponseBody};
@@ -166,8 +166,6 @@ impl Prepared {
 
 /// Items after which whoever waits for the core gets it.
 const ITEMS_AT_ONCE: usize = 256;
-/// For so long. The scheduler may take who only yields for the one whose turn it is.
-pub const BREATH: Duration = Duration::from_micros(50);
 
 /// The same, but others get the core in between, if there are any: clients wait for their answers while a data server that took over
 /// counts its thousands. One whose workers have not begun has nobody to wait for it.

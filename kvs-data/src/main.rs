@@ -43,13 +43,12 @@ use std::time::Instant;
 
 use clap::Parser;
 use kvs_core::control::CONTROL_VERSION;
+use kvs_core::limits::FIRST_CLIENT_DESCRIPTOR;
 use kvs_core::segment::layout::LAYOUT_VERSION;
 use kvs_core::segment::{SegmentError, SegmentView};
 use kvs_front::options::{ServerOptions, parse_or_exit, start_logging};
 use kvs_front::{probe, process, program};
 use signal_hook::consts::SIGXFSZ;
-
-use crate::bench::FIRST_CLIENT_DESCRIPTOR;
 
 /// The data server of kvs.
 ///

@@ -29,7 +29,7 @@ use kvs_core::liveness::{FIRST_HELPER_SLOT, LivenessPage, MAIN_SLOT};
 use kvs_core::segment::Segment;
 use kvs_core::sys::fd_passing::PassingError;
 use kvs_core::sys::memory::Word;
-use kvs_core::sys::priority::{self, Rank};
+use kvs_core::sys::priority::{self, BREATH, Rank};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::table::Table;
 use kvs_front::options::ServerOptions;
@@ -37,7 +37,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::backup::Begin;
 use crate::bench::{Place, Seated};
-use crate::control::{BREATH, Prepared, Server};
+use crate::control::{Prepared, Server};
 use crate::shared::Shared;
 use crate::start::{self, Told};
 use crate::wait::wait_for;
@@ -310,6 +310,8 @@ impl Standby {
 
     /// All clients are known: from now on this process alone is enough to keep them.
     fn stand(&mut self) {
+        // Who launched it may have put it among those who get what is left of the cores a moment after it had left them.
+        self.prepared.shared.rank.into_iter().for_each(Rank::leave);
         let segment = &self.prepared.shared.segment;
         if let Ok(header) = segment.header() {
             segment.memory().store(&header.standby_stands, u64::from(std::process::id()));
@@ -399,6 +401,10 @@ impl TakingOver {
         self.shared.begin(front);
         // Both may have died at the same instant.
         let_dead_give_way(&header.front_process[0]);
+        let dead = [&header.data_process[0], &header.front_process[0]];
+        if let Err(error) = priority::end_in_time(dead.map(|pid| pid.load() as u32).to_vec()) {
+            log::debug!("the dead take what they need of the cores: {error}");
+        }
         log::debug!("{:?} from the death to the workers", noticed.elapsed());
         Ok(noticed)
     }

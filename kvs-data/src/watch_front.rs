@@ -25,7 +25,6 @@ use kvs_core::control::{self, DataMessage, FrontMessage};
 use kvs_core::heartbeat::{CHECKS, interval};
 use kvs_core::liveness::LivenessPage;
 use kvs_core::sys::launch::{Child, Urgency};
-use kvs_core::sys::priority;
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_front::estate::Estate;
 use kvs_front::options::ServerOptions;
@@ -242,9 +241,7 @@ impl Fronts {
         let dead = self.front.pid;
         self.front.fence();
         // It may have thousands of descriptors to give back yet.
-        if let Err(error) = priority::give_way_if_ending(dead) {
-            log::debug!("the dead front server doesn't give way: {error}");
-        }
+        process::let_give_way(dead);
         if !self.ends {
             log::warn!("front server {dead} died; launching the next, clients are served on");
         }
@@ -358,8 +355,14 @@ impl FrontServer {
             process::await_end(process.as_fd());
         }
         if let Some(child) = self.child.take() {
-            // Nobody else reaps it.
-            let _ = child.wait();
+            // Nobody else reaps it, and the next one is launched meanwhile.
+            let reaping =
+                std::thread::Builder::new().name("reap-front".into()).spawn(|| process::reap(child));
+            if let Err(error) = reaping {
+                log::debug!(
+                    "the dead front server stays in the kernel's lists until this process ends: {error}"
+                );
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ use kvs_core::connection::{Connection, Fatal};
 use kvs_core::control::{ClientInfo, Transport, token, token_place};
 use kvs_core::liveness::FIRST_WORKER_SLOT;
 use kvs_core::segment::layout::{WAVE_MAX, WorkerSlot};
+use kvs_core::sys::priority::BREATH;
 use kvs_core::sys::stream_position;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -27,7 +28,6 @@ use rustix::io::Errno;
 use crate::backup::is_half_full;
 use crate::bench::{Bench, Place, Seated};
 use crate::client::{Client, Fate};
-use crate::control::BREATH;
 use crate::keeper::{Keeper, RETRY_PAUSE};
 use crate::shared::Shared;
 

@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Role, Seat};
 use kvs_core::liveness::{LivenessPage, MAIN_SLOT};
 use kvs_core::sys::launch::{Child, Urgency};
-use kvs_core::sys::priority;
+use kvs_core::sys::priority::{self, BREATH};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_front::{process, program};
 use rustix::net::sockopt;
@@ -29,7 +29,7 @@ use crate::clients::Client;
 use crate::front::{Event, Front};
 use crate::heart::own_identity;
 use crate::inherit::InheritedServer;
-use crate::link::{BREATH, SEND_PATIENCE};
+use crate::link::SEND_PATIENCE;
 
 /// A data server that was launched or inherited.
 pub struct DataServer {
@@ -252,9 +252,9 @@ enum End {
 }
 
 impl End {
-    fn wait(self) -> Option<ExitStatus> {
+    fn wait(&self) -> Option<ExitStatus> {
         match self {
-            End::OfChild(child) => child.wait().ok(),
+            End::OfChild(child) => child.await_end().ok(),
             End::OfAnother(process) => {
                 process::await_end(process.as_fd());
                 None
@@ -288,18 +288,14 @@ impl Receiver {
         }
         // The supervisor listens for as long as the process runs; so below.
         let _ = front.events.send(Event::Dead(generation));
-        // To take a process out of the kernel's lists takes milliseconds if somebody has looked at its thousands of descriptors in /proc; nobody
-        // waits for that.
-        if let Err(error) = priority::give_way_from_now_on() {
-            log::debug!("the end of a data server takes time from others: {error}");
-        }
-        // It was given a core when it was woken, and would keep it.
-        std::thread::sleep(BREATH);
         let status = self.end.wait();
         if let Some(status) = status.filter(|status| !status.success()) {
             log::info!("the data server has ended: {status}");
         }
         let _ = front.events.send(Event::Ended(generation, status));
+        if let End::OfChild(child) = self.end {
+            process::reap(child);
+        }
     }
 
     fn take(&mut self, front: &Front, generation: u64, message: DataMessage, descriptors: Vec<OwnedFd>) {

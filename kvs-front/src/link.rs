@@ -18,14 +18,12 @@ use kvs_core::control::{
 };
 
 use kvs_core::sys::fd_passing::PassingError;
+use kvs_core::sys::priority::BREATH;
 
 use crate::clients::{Client, Clients, Number};
 
 /// How long a send to the data server may wait for room.
 pub const SEND_PATIENCE: Duration = Duration::from_secs(1);
-/// Pause between long lists of clients, for whoever wants the core: the data server, so that it has the first when the last are sent, and
-/// clients that it serves already.
-pub const BREATH: Duration = Duration::from_micros(50);
 /// How long the operator waits for the data server's answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
 

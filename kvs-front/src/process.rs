@@ -3,7 +3,10 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use kvs_core::sys::launch;
+use kvs_core::limits::FIRST_CLIENT_DESCRIPTOR;
+use kvs_core::sys::launch::{self, Child};
+use kvs_core::sys::priority::{self, BREATH};
+use kvs_core::sys::process::open_descriptors;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Signal, getrlimit, pidfd_open, pidfd_send_signal};
@@ -79,6 +82,28 @@ pub fn await_end(process: BorrowedFd<'_>) {
             return;
         }
     }
+}
+
+/// Lets what is left of the other server, which is proven dead, give way to the living.
+pub fn let_give_way(dead: u32) {
+    let done = priority::give_way_if_ending(dead).and_then(|()| priority::end_in_time(vec![dead]));
+    if let Err(error) = done {
+        log::debug!("the dead server {dead} takes what it needs of the cores: {error}");
+    }
+}
+
+/// Takes the other server, which this process has launched and which has ended, out of the kernel's lists, in a thread that has nothing
+/// else to do: it takes a tenth of a second with ten thousand clients.
+pub fn reap(child: Child) {
+    if let Err(error) = priority::give_way_from_now_on() {
+        log::debug!("what is left of the other server takes time from those who are served: {error}");
+    }
+    // It was given a core when it was woken, and would keep it.
+    std::thread::sleep(BREATH);
+    // The other one had the same clients.
+    let own = open_descriptors(std::process::id()).and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
+    // An error would mean that somebody else has done it.
+    let _ = child.reap_at_leisure(own.saturating_add(FIRST_CLIENT_DESCRIPTOR.unsigned_abs()));
 }
 
 /// Should this process stand still when the one that launched it dies, the kernel lets it go on, so that it can notice. To be

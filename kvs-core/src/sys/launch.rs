@@ -26,9 +26,11 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use rustix::fs::{AtFlags, statat};
 use rustix::io::{DupFlags, dup3};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, waitid, waitpid};
 
 use super::priority::{self, Rank};
 
@@ -58,6 +60,11 @@ pub enum Urgency {
     AtLeisure,
 }
 
+/// Entries of a dead process in `/proc` that are looked for at once: some fifty microseconds.
+const LOOKS_AT_ONCE: u32 = 32;
+/// And then not for so long, so that the kernel frees them in small numbers, too.
+const BETWEEN_LOOKS: Duration = Duration::from_micros(250);
+
 /// A program that was launched, to be reaped.
 pub struct Child(Pid);
 
@@ -65,6 +72,43 @@ impl Child {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.0.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Waits for its end, after which the id is still its own.
+    ///
+    /// # Errors
+    /// What the kernel says: somebody else has reaped it.
+    pub fn await_end(&self) -> io::Result<ExitStatus> {
+        loop {
+            match waitid(WaitId::Pid(self.0), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
+                Ok(Some(status)) => return Ok(exit_status(&status)),
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Waits for its end, and takes it out of the kernel's lists, in pieces short enough for those who want the core.
+    ///
+    /// Whoever looks at its descriptors in `/proc`, as programs that watch over a machine do, leaves an entry for each of
+    /// them in the kernel's cache. They would all be thrown away when it is reaped, and then freed: with ten thousand
+    /// some milliseconds, in which the kernel lets nobody else have the core. One that is asked for again is found to be stale, and thrown
+    /// away alone. `descriptors` says up to which number.
+    ///
+    /// # Errors
+    /// What the kernel says: somebody else has reaped it.
+    pub fn reap_at_leisure(self, descriptors: u32) -> io::Result<ExitStatus> {
+        self.await_end()?;
+        if let Ok(directory) = File::open(format!("/proc/{}/fd", self.pid())) {
+            for number in 0..descriptors {
+                // It is not there.
+                let _ = statat(&directory, number.to_string(), AtFlags::SYMLINK_NOFOLLOW);
+                if number % LOOKS_AT_ONCE == LOOKS_AT_ONCE - 1 {
+                    std::thread::sleep(BETWEEN_LOOKS);
+                }
+            }
+        }
+        self.wait()
     }
 
     /// Waits for its end, after which the id may be another's.
@@ -80,6 +124,12 @@ impl Child {
             }
         }
     }
+}
+
+fn exit_status(status: &WaitIdStatus) -> ExitStatus {
+    // As wait(2) has it: the code above, the signal in the lowest byte.
+    let code = status.exit_status().unwrap_or(0) << 8;
+    ExitStatus::from_raw(code | status.terminating_signal().unwrap_or(0))
 }
 
 /// Makes the pad. To be called when the process has few descriptors; else the first launch does it, and copies more.
@@ -201,7 +251,12 @@ impl Plan {
         let child = Child(pid);
         // SAFETY: the child may have stored to it, through a pointer, before `clone` returned.
         match unsafe { (&raw const self.error).read_volatile() } {
-            0 => Ok((child, process)),
+            0 => {
+                if self.rank.is_some() {
+                    priority::load_at_leisure(child.pid());
+                }
+                Ok((child, process))
+            }
             error => {
                 // Its end, not its status, is what matters.
                 let _ = child.wait();
@@ -300,13 +355,47 @@ mod tests {
 
     #[test]
     fn program_that_nobody_waits_for_gives_way_if_it_may_stop_doing_so() {
-        let nice = |urgency| -> i32 {
-            let (said, _) = run("cut -d' ' -f19 /proc/$$/stat >&0", urgency);
-            said.trim().parse().expect("a number")
+        // The nice value and the policy. It is put in the idle class when it runs already.
+        let rank = |urgency, until: &str| -> (i32, i32) {
+            let script = format!(
+                "until set -- $(cut -d' ' -f19,41 /proc/$$/stat); [ $2 = {until} ]; do :; done; echo $* >&0"
+            );
+            let (said, _) = run(&script, urgency);
+            let (nice, policy) = said.trim().split_once(' ').expect("two");
+            (nice.parse().expect("a number"), policy.parse().expect("a number"))
         };
-        let own = nice(Urgency::Now);
-        let by = if priority::can_return() { 10 } else { 0 };
-        assert_eq!(nice(Urgency::AtLeisure), (own + by).min(19));
+        let own = rank(Urgency::Now, "$2").0;
+        if priority::can_return() {
+            let idle = (own + 10, libc::SCHED_IDLE);
+            assert_eq!(rank(Urgency::AtLeisure, &libc::SCHED_IDLE.to_string()), idle);
+        } else {
+            assert_eq!(rank(Urgency::AtLeisure, "$2").0, own);
+        }
+    }
+
+    #[test]
+    fn child_that_has_ended_is_reaped_once_in_one_piece_or_in_many() {
+        let launched = || {
+            let (_, its) = UnixStream::pair().expect("a pair");
+            launch(Path::new("/bin/sh"), ["-c", "exit 5"], its.into(), Urgency::Now).expect("a shell").0
+        };
+        let (child, pid) = (launched(), launched().pid());
+        assert_eq!(child.await_end().expect("a child").code(), Some(5));
+        assert_eq!(child.await_end().expect("not reaped yet").code(), Some(5));
+        assert_eq!(child.wait().expect("a child").code(), Some(5));
+        let again = Child(Pid::from_raw(pid.cast_signed()).expect("a pid"));
+        assert_eq!(again.reap_at_leisure(100).expect("a child").code(), Some(5));
+        let again = Child(Pid::from_raw(pid.cast_signed()).expect("a pid"));
+        assert!(again.reap_at_leisure(100).is_err(), "it is gone");
+    }
+
+    #[test]
+    fn status_of_a_child_that_was_killed_names_the_signal() {
+        let (_, its) = UnixStream::pair().expect("a pair");
+        let (child, _) =
+            launch(Path::new("/bin/sh"), ["-c", "kill -9 $$"], its.into(), Urgency::Now).expect("a shell");
+        assert_eq!(child.await_end().expect("a child").signal(), Some(libc::SIGKILL));
+        assert_eq!(child.wait().expect("a child").signal(), Some(libc::SIGKILL));
     }
 
     #[test]

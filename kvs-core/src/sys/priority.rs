@@ -8,11 +8,18 @@
 //! it have its share in turns that last until the clock ticks, 4 ms on many kernels, while clients wait. The share goes with the weight,
 //! so what is nobody's hurry is done by threads of little weight, and a turn of theirs is rare. Not everybody may go back to the weight that
 //! they had: who may not keeps it.
+//!
+//! A turn that is due is not rare enough for a process that is ending or being loaded, since both run for a millisecond and more without
+//! sleeping. The kernel's idle class alone gives a core back to whoever wakes up there, at once and always. On a busy machine who is in it
+//! gets next to nothing, so nobody is left in it for long: the dead are taken out of it after [`PATIENCE`], and a program takes
+//! itself out when it begins.
 #![allow(unsafe_code)]
 
 use std::fs;
 use std::io;
 use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, getpriority_process};
 
@@ -31,12 +38,51 @@ const CALLING: i32 = 0;
 /// The lowest of the priorities that stand above all ordinary threads.
 const FIRST_OF_ALL: u32 = 1;
 
+/// How long somebody who has much to do, and for whom nobody waits, sleeps between two pieces of it, so that others get the core. The scheduler
+/// may take who only yields for the one whose turn it is.
+pub const BREATH: Duration = Duration::from_micros(50);
+/// How long the dead may be starved by whoever else wants their cores.
+const PATIENCE: Duration = Duration::from_millis(20);
+
 /// Lets what is left of the process that has `pid`, if it is ending, give way to every other thread that wants its core. One that isn't
-/// ending is left as it is: so it does no harm when the pid has gone to another.
+/// ending is left as it is: so it does no harm when the pid has gone to another. Whoever calls this sees to it that
+/// [it comes to its end](end_in_time).
 ///
 /// # Errors
 /// What the kernel says: that it has just gone, or is another user's.
 pub fn give_way_if_ending(pid: u32) -> io::Result<()> {
+    if can_return() {
+        return change_if_ending(pid, |thread, _| leave_to_others(thread));
+    }
+    // One that gave way more while it lived goes on doing so.
+    change_if_ending(pid, |thread, nice| set(thread, nice.max(NICE), SLICE_LONGEST_NS))
+}
+
+/// Lets what is left of those who gave way have a share of their cores, if they are ending still when [`PATIENCE`] is over: on a busy
+/// machine they might not get to it otherwise, and somebody may wait for what they hold. Starts a thread.
+///
+/// # Errors
+/// There is no memory for it: they have it at once.
+pub fn end_in_time(pids: Vec<u32>) -> io::Result<()> {
+    if !can_return() {
+        return Ok(());
+    }
+    let share = |pids: &[u32]| {
+        for pid in pids {
+            // Most have ended by now.
+            let _ = change_if_ending(*pid, |thread, _| set(thread, NICE, SLICE_LONGEST_NS));
+        }
+    };
+    let patient = pids.clone();
+    let started = thread::Builder::new().name("end-in-time".into()).spawn(move || {
+        thread::sleep(PATIENCE);
+        share(&patient);
+    });
+    started.map(|_| ()).inspect_err(|_| share(&pids))
+}
+
+/// Calls `change` with each thread of the process that has `pid`, and its nice value, if that process is ending.
+fn change_if_ending(pid: u32, change: impl Fn(i32, i32) -> io::Result<()>) -> io::Result<()> {
     if !is_ending(pid) {
         return Ok(());
     }
@@ -44,9 +90,7 @@ pub fn give_way_if_ending(pid: u32) -> io::Result<()> {
         let name = thread?.file_name();
         let id = name.to_str().and_then(|name| name.parse::<i32>().ok());
         let Some(id) = id else { continue };
-        // One that gave way more while it lived goes on doing so.
-        let nice = getpriority_process(Pid::from_raw(id))?.max(NICE);
-        set(id, nice, SLICE_LONGEST_NS)?;
+        change(id, getpriority_process(Pid::from_raw(id))?)?;
     }
     Ok(())
 }
@@ -120,6 +164,15 @@ pub(super) fn take_at_birth(rank: Rank) {
     let _ = set(CALLING, rank.0, SLICE_LONGEST_NS);
 }
 
+/// Lets the process that has become that program do the rest of its loading in what others leave of the cores. It
+/// [leaves](Rank::leave) that when it begins.
+pub(super) fn load_at_leisure(pid: u32) {
+    if can_return() {
+        // At worst it takes its share.
+        let _ = leave_to_others(pid.cast_signed());
+    }
+}
+
 /// Whether a thread of this process that has given way may take its rank again: the superuser's may, and those whose `RLIMIT_NICE`
 /// allows it (`LimitNICE=` of systemd).
 pub(super) fn can_return() -> bool {
@@ -157,6 +210,12 @@ struct Attributes {
 fn set(thread: i32, nice: i32, slice_ns: u64) -> io::Result<()> {
     let policy = libc::SCHED_OTHER.cast_unsigned();
     apply(thread, &Attributes { policy, nice, runtime_ns: slice_ns, ..Attributes::default() })
+}
+
+/// Puts the thread in the class of those that get what nobody else wants, and that give it back at once.
+fn leave_to_others(thread: i32) -> io::Result<()> {
+    let policy = libc::SCHED_IDLE.cast_unsigned();
+    apply(thread, &Attributes { policy, ..Attributes::default() })
 }
 
 fn apply(thread: i32, attributes: &Attributes) -> io::Result<()> {
@@ -219,21 +278,37 @@ mod tests {
         unsafe { libc::getpriority(libc::PRIO_PROCESS, pid) }
     }
 
-    #[test]
-    fn priority_of_who_is_ending_is_the_lowest_and_of_others_stays() {
-        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat");
-        give_way_if_ending(child.id()).expect("it is left alone");
-        let before = nice(child.id());
-        assert_ne!(before, NICE);
-        child.kill().expect("it runs");
+    fn policy(pid: u32) -> i32 {
+        // SAFETY: plain numbers.
+        unsafe { libc::sched_getscheduler(pid.cast_signed()) }
+    }
+
+    fn wait_until(what: &str, is_so: impl Fn() -> bool) {
         let until = Instant::now() + Duration::from_secs(10);
-        while !is_ending(child.id()) {
-            assert!(Instant::now() < until, "it was killed");
-            std::thread::yield_now();
+        while !is_so() {
+            assert!(Instant::now() < until, "{what}");
+            thread::yield_now();
         }
-        give_way_if_ending(child.id()).expect("it is this user's");
-        assert_eq!(nice(child.id()), NICE);
+    }
+
+    #[test]
+    fn process_that_is_ending_gives_way_and_only_for_a_while() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat");
+        let (pid, before) = (child.id(), (nice(child.id()), policy(child.id())));
+        give_way_if_ending(pid).expect("it is left alone");
+        assert_eq!((nice(pid), policy(pid)), before);
+        child.kill().expect("it runs");
+        wait_until("it was killed", || is_ending(pid));
+        give_way_if_ending(pid).expect("it is this user's");
+        if can_return() {
+            assert_eq!(policy(pid), libc::SCHED_IDLE);
+        } else {
+            assert_eq!((nice(pid), policy(pid)), (NICE.max(before.0), before.1));
+        }
+        end_in_time(vec![pid]).expect("a thread");
+        wait_until("it isn't starved for ever", || policy(pid) == before.1);
+        assert_eq!(nice(pid), NICE.max(before.0));
         child.wait().expect("it is dead");
-        assert!(!is_ending(child.id()), "nobody has the pid");
+        assert!(!is_ending(pid), "nobody has the pid");
     }
 }

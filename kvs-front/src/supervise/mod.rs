@@ -35,7 +35,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow, bail};
 use crossbeam_channel::Receiver;
 use kvs_core::control::{DataMessage, FrontMessage, StartKind};
-use kvs_core::sys::priority;
 use kvs_front::pace::Pace;
 use kvs_front::process;
 
@@ -308,9 +307,7 @@ impl Supervisor {
         } else {
             log::warn!("data server {} died; launching the next", dead.pid);
             // It may still be giving back thousands of descriptors on the core that the next one needs.
-            if let Err(error) = priority::give_way_if_ending(dead.pid) {
-                log::debug!("the dead data server doesn't give way: {error}");
-            }
+            process::let_give_way(dead.pid);
         }
         // Nobody is left to introduce anybody.
         self.knows_all = true;
