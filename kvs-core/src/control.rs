@@ -124,7 +124,7 @@ pub const fn token_connection(token: u64) -> u64 {
 
 /// Version of the messages; raised with every change of one, so that an upgrade does not put two releases together that don't
 /// understand each other.
-pub const CONTROL_VERSION: u32 = 4;
+pub const CONTROL_VERSION: u32 = 5;
 
 /// What a data server is launched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,8 +188,8 @@ impl EstateMark {
 /// From the front server to the data server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FrontMessage {
-    /// The first message to a data server. Descriptors: the estate's, the front server's process, the liveness page, and those
-    /// of its role.
+    /// The first message to a data server. Descriptors: the estate's, the front server's process and liveness page, the data server's liveness
+    /// page, and those of its role.
     Start {
         /// The front server.
         front: ProcessIdentity,
@@ -204,7 +204,7 @@ pub enum FrontMessage {
         /// What the next front server gets.
         estate: EstateMark,
     },
-    /// A front server that the data server launched has taken over.
+    /// A front server that the data server launched has taken over. Descriptor: its liveness page.
     Supervising {
         /// Its process group.
         group: u32,
@@ -227,7 +227,7 @@ pub enum FrontMessage {
     },
     /// The standby is gone.
     NoStandby,
-    /// To a standby, from a front server that took over: who it is. Descriptor: its process.
+    /// To a standby, from a front server that took over: who it is. Descriptors: its process, its liveness page.
     Watching {
         /// It.
         front: ProcessIdentity,
@@ -398,12 +398,12 @@ pub trait Message: Serialize + DeserializeOwned {
 impl Message for FrontMessage {
     fn descriptors(&self) -> usize {
         match self {
-            FrontMessage::Start { estate, role, .. } => estate.descriptors() + 2 + role.descriptors(),
+            FrontMessage::Start { estate, role, .. } => estate.descriptors() + 3 + role.descriptors(),
             FrontMessage::Adopt { connections } => connections.len(),
             FrontMessage::Standby { .. } => 3,
-            FrontMessage::Watching { .. } => 1,
-            FrontMessage::Supervising { .. }
-            | FrontMessage::Restored
+            FrontMessage::Watching { .. } => 2,
+            FrontMessage::Supervising { .. } => 1,
+            FrontMessage::Restored
             | FrontMessage::Introduce
             | FrontMessage::NoStandby
             | FrontMessage::Stats { .. }

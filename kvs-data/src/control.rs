@@ -86,7 +86,7 @@ fn receive_start(socket: OwnedFd) -> anyhow::Result<(LivenessPage, Told, Origin,
     let estate =
         Estate::receive(estate, &mut descriptors).context("a listening socket is missing from Start")?;
     let mut next = || descriptors.next().context("a descriptor is missing from Start");
-    let process = next()?;
+    let (process, alive) = (next()?, next()?);
     let liveness = LivenessPage::attach(next()?).context("can't map the liveness page")?;
     let segment = if role.descriptors() == 0 { None } else { Some(next()?) };
     let mut epolls = Vec::new();
@@ -106,7 +106,7 @@ fn receive_start(socket: OwnedFd) -> anyhow::Result<(LivenessPage, Told, Origin,
     let told = Told { front, tcp_address, unix_path, segment, epolls, inherits };
     let socket = Arc::new(socket);
     let process = Some(Arc::new(process));
-    Ok((liveness, told, Origin { socket, front, process, group, estate, quit }, watched))
+    Ok((liveness, told, Origin { socket, front, process, alive: Some(alive), group, estate, quit }, watched))
 }
 
 /// A data server that is ready to serve but for the segment, which another one may be serving.
@@ -155,6 +155,7 @@ impl Prepared {
             unsettled: AtomicU64::new(0),
             front_at_begin: OnceLock::new(),
             begun,
+            crowded_until_ms: AtomicU64::new(0),
             rank,
             segment: table.segment().clone(),
         });
@@ -262,7 +263,8 @@ impl Server {
             segment,
             workers: shared.workers,
         };
-        let fronts = Fronts::new(own, origin, Heartbeat::start(&shared, options.hang_timeout)?);
+        let fronts =
+            Fronts::new(Arc::clone(&shared), own, origin, Heartbeat::start(&shared, options.hang_timeout)?);
         let housekeeping = Housekeeping::start(&shared)?;
         Ok(Self {
             gives_way: shared.rank.is_some(),
@@ -368,9 +370,7 @@ impl Server {
     /// Whoever is launched has the rank of this thread, and everybody waits for a front server.
     fn replace_front(&mut self) -> bool {
         self.come_forward();
-        for worker in &self.workers {
-            worker.send(Command::MakeWay);
-        }
+        self.shared.make_way();
         self.fronts.replace()
     }
 
@@ -388,7 +388,7 @@ impl Server {
             FrontMessage::Standby { process } => self.welcome(process, sockets),
             FrontMessage::NoStandby => self.dismiss_standby(),
             FrontMessage::Watching { front, group } => {
-                self.fronts.know(front, group, sockets.into_iter().next());
+                self.fronts.know(front, group, sockets);
             }
             FrontMessage::Stats { ticket } => {
                 let statistics = self.shared.statistics();

@@ -83,12 +83,10 @@ fn main() -> ExitCode {
         return become_front(&options.server);
     }
     start_logging(&options.server.log_level);
+    process::begin_launched("front server");
     process::abort_on_panic();
     process::reserve_descriptors(u64::from(options.server.max_connections) + OTHER_DESCRIPTORS);
     outlive_file_size_limit();
-    if let Err(error) = process::go_on_when_launcher_dies() {
-        log::warn!("a death of the front server while this process stands still will go unnoticed: {error}");
-    }
     match control::run(&options.server, begun) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

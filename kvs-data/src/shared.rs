@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use kvs_core::backup::gate::Gate;
@@ -62,16 +62,35 @@ pub struct Shared {
     pub front_at_begin: OnceLock<Arc<OwnedFd>>,
     /// When this process began.
     pub begun: Instant,
+    /// How long after that another server wants a core, in milliseconds.
+    pub crowded_until_ms: AtomicU64,
     /// That of the threads that somebody waits for. None: it is that of all, since this process was wanted at once.
     pub rank: Option<Rank>,
 }
+
+/// For how long workers make way for another server.
+const CROWDED: Duration = Duration::from_millis(200);
 
 impl Shared {
     /// Lets all workers begin, in a segment that is recovered. `front` is the socket to the front server. They are woken together: the first
     /// that is woken may take the core on which the others would be.
     pub fn begin(&self, front: Arc<OwnedFd>) {
+        self.make_way();
         // They begin once.
         let _ = self.front_at_begin.set(front);
+    }
+
+    /// Another server is ending, is started or prepares: that one runs until the clock ticks if a worker yields to it, but a worker that sleeps
+    /// is woken on its core at once.
+    pub fn make_way(&self) {
+        let until = self.begun.elapsed() + CROWDED;
+        self.crowded_until_ms.store(until.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether that was less than [`CROWDED`] ago.
+    pub fn is_crowded(&self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.begun);
+        since < Duration::from_millis(self.crowded_until_ms.load(Ordering::Relaxed))
     }
 
     /// Waits until they may; one of a standby that is let go does so until the process ends.

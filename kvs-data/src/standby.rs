@@ -28,7 +28,6 @@ use kvs_core::control::{self, ControlError, DataMessage, FrontMessage, Seat, Sta
 use kvs_core::liveness::{FIRST_HELPER_SLOT, LivenessPage, MAIN_SLOT};
 use kvs_core::segment::Segment;
 use kvs_core::sys::fd_passing::PassingError;
-use kvs_core::sys::memory::Word;
 use kvs_core::sys::priority::{self, BREATH, Rank};
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_core::table::Table;
@@ -117,10 +116,12 @@ pub fn stand(
     std::thread::Builder::new()
         .name("watch-active".into())
         .spawn(move || {
-            let done = taking_over.run();
+            let (done, dead) =
+                taking_over.run().map_or_else(|error| (Err(error), None), |(at, dead)| (Ok(at), Some(dead)));
             *result_there.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
             // It can't be full.
             let _ = rustix::io::write(&tell, &1u64.to_ne_bytes());
+            dead.iter().for_each(|dead| priority::see_off(dead));
         })
         .context("can't start a thread to watch the data server")?;
     let upkeep = Upkeep::start(&segment)?;
@@ -234,9 +235,11 @@ impl Standby {
             if fronted {
                 match control::receive::<FrontMessage>(front.as_fd()) {
                     Ok(Some((FrontMessage::Stop, _))) => return Ok(Outcome::Over),
-                    Ok(Some((FrontMessage::Watching { front, group }, process))) => {
+                    Ok(Some((FrontMessage::Watching { front, group }, descriptors))) => {
                         (self.origin.front, self.origin.group) = (front, group);
-                        self.origin.process = process.into_iter().next().map(Arc::new);
+                        let mut descriptors = descriptors.into_iter();
+                        self.origin.process = descriptors.next().map(Arc::new);
+                        self.origin.alive = descriptors.next();
                     }
                     Ok(Some((message, _))) => log::warn!("told something out of turn: {message:?}"),
                     // The data server launches another one; or, if it is dead too, this process does when it serves.
@@ -255,7 +258,7 @@ impl Standby {
     fn meet(&mut self, sockets: Vec<OwnedFd>) {
         let Some(socket) = sockets.into_iter().next().map(Arc::new) else { return };
         // It says who it is when it begins; before that it has ended when its socket did.
-        self.origin.process = None;
+        (self.origin.process, self.origin.alive) = (None, None);
         self.origin.socket = Arc::clone(&socket);
         *self.front.lock().unwrap_or_else(PoisonError::into_inner) = socket;
         if self.strangers == 0 {
@@ -310,8 +313,6 @@ impl Standby {
 
     /// All clients are known: from now on this process alone is enough to keep them.
     fn stand(&mut self) {
-        // Who launched it may have put it among those who get what is left of the cores a moment after it had left them.
-        self.prepared.shared.rank.into_iter().for_each(Rank::leave);
         let segment = &self.prepared.shared.segment;
         if let Ok(header) = segment.header() {
             segment.memory().store(&header.standby_stands, u64::from(std::process::id()));
@@ -350,9 +351,9 @@ impl Standby {
 }
 
 /// The last thread of who died has much to give back; a client that is to be answered may have been put behind it.
-fn let_dead_give_way(pid: &Word) {
-    if let Err(error) = priority::give_way_if_ending(pid.load() as u32) {
-        log::debug!("a dead server doesn't give way: {error}");
+fn let_dead_give_way(pid: u32) {
+    if let Err(error) = priority::give_way_if_ending(pid) {
+        log::debug!("the dead server {pid} takes what it needs of the cores: {error}");
     }
 }
 
@@ -376,8 +377,8 @@ impl TakingOver {
         Ok(())
     }
 
-    /// Waits, and takes over; gives the time at which the death was noticed.
-    fn run(self) -> anyhow::Result<Instant> {
+    /// Waits, and takes over; gives the time at which the death was noticed, and who gives way.
+    fn run(self) -> anyhow::Result<(Instant, [u32; 2])> {
         // The dead one's last thread may be on its core.
         if let Err(error) = priority::go_first_from_now_on() {
             log::debug!("a death will be noticed a little later: {error}");
@@ -389,7 +390,8 @@ impl TakingOver {
         self.dead.await_all_dead()?;
         self.check_designation()?;
         let header = self.shared.segment.header()?;
-        let_dead_give_way(&header.data_process[0]);
+        let dead = header.data_process[0].load() as u32;
+        let_dead_give_way(dead);
         let served = start::take_over(&self.shared.table, &self.options.name)?;
         // Nobody else has, and no worker looks before it begins.
         let _ = self.shared.served.set(served);
@@ -400,12 +402,9 @@ impl TakingOver {
         let front = Arc::clone(&self.front.lock().unwrap_or_else(PoisonError::into_inner));
         self.shared.begin(front);
         // Both may have died at the same instant.
-        let_dead_give_way(&header.front_process[0]);
-        let dead = [&header.data_process[0], &header.front_process[0]];
-        if let Err(error) = priority::end_in_time(dead.map(|pid| pid.load() as u32).to_vec()) {
-            log::debug!("the dead take what they need of the cores: {error}");
-        }
+        let front = header.front_process[0].load() as u32;
+        let_dead_give_way(front);
         log::debug!("{:?} from the death to the workers", noticed.elapsed());
-        Ok(noticed)
+        Ok((noticed, [dead, front]))
     }
 }

@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use kvs_core::control::{self, DataMessage, FrontMessage};
 use kvs_core::heartbeat::{CHECKS, interval};
-use kvs_core::liveness::LivenessPage;
+use kvs_core::liveness::{LivenessPage, MAIN_SLOT};
 use kvs_core::sys::launch::{Child, Urgency};
+use kvs_core::sys::priority;
 use kvs_core::sys::process::ProcessIdentity;
 use kvs_front::estate::Estate;
 use kvs_front::options::ServerOptions;
@@ -34,6 +35,7 @@ use kvs_front::{process, program};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::heartbeat::Heartbeat;
+use crate::shared::Shared;
 use crate::wait::wait_for;
 
 /// SIGTERM and SIGINT, which ask for an orderly end of the store.
@@ -79,6 +81,8 @@ pub struct Origin {
     pub front: ProcessIdentity,
     /// Its process; None while it has not told.
     pub process: Option<Arc<OwnedFd>>,
+    /// Its liveness page; likewise.
+    pub alive: Option<OwnedFd>,
     /// Its process group.
     pub group: u32,
     /// What it leaves.
@@ -111,6 +115,8 @@ pub struct Own {
 
 /// The front server of the moment, and all that the next one needs.
 pub struct Fronts {
+    /// The workers of this process make way for a front server.
+    shared: Arc<Shared>,
     own: Own,
     front: FrontServer,
     /// The process group of the last one that served.
@@ -151,17 +157,45 @@ impl StandbyPeer {
     }
 }
 
+/// Has what is left of the front server give way as soon as it is ending: its socket hangs up when it has given back all that it had.
+fn await_ending(shared: &Arc<Shared>, front: u32, alive: OwnedFd) {
+    let shared = Arc::clone(shared);
+    let wait = move || {
+        // The main thread may give way. And it would be put behind the dying one.
+        shared.come_forward();
+        if let Err(error) = priority::go_first_from_now_on() {
+            log::debug!("the end of a front server will be noticed a little later: {error}");
+        }
+        let awaited = LivenessPage::attach(alive).map_err(anyhow::Error::from);
+        match awaited.and_then(|page| Ok(page.await_death(MAIN_SLOT)?)) {
+            Ok(()) => {
+                shared.make_way();
+                if let Err(error) = priority::give_way_if_ending(front) {
+                    log::debug!("dead front server {front} takes what it needs of the cores: {error}");
+                }
+                priority::see_off(&[front]);
+            }
+            Err(error) => log::debug!("front server {front} won't give way at its end: {error}"),
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("watch-front".into()).spawn(wait) {
+        log::debug!("front server {front} won't give way at its end: {error}");
+    }
+}
+
 fn pair() -> anyhow::Result<(OwnedFd, OwnedFd)> {
     control::socket_pair().context("can't make a socket to the front server")
 }
 
 impl Fronts {
     /// The front server that launched this process.
-    pub fn new(own: Own, origin: Origin, heartbeat: Heartbeat) -> Self {
-        let Origin { socket, process, .. } = origin;
+    pub fn new(shared: Arc<Shared>, own: Own, origin: Origin, heartbeat: Heartbeat) -> Self {
+        let Origin { socket, process, alive, .. } = origin;
+        alive.into_iter().for_each(|alive| await_ending(&shared, origin.front.pid, alive));
         process.iter().for_each(|process| heartbeat.watch(Arc::clone(process)));
         let front = FrontServer { pid: origin.front.pid, socket, process, child: None };
         Self {
+            shared,
             own,
             front,
             group: origin.group,
@@ -176,12 +210,14 @@ impl Fronts {
     }
 
     /// The front server that another data server launched has said who it is.
-    pub fn know(&mut self, front: ProcessIdentity, group: u32, process: Option<OwnedFd>) {
+    pub fn know(&mut self, front: ProcessIdentity, group: u32, descriptors: Vec<OwnedFd>) {
         (self.front.pid, self.group) = (front.pid, group);
-        if let Some(process) = process.map(Arc::new) {
+        let mut descriptors = descriptors.into_iter();
+        if let Some(process) = descriptors.next().map(Arc::new) {
             self.heartbeat.watch(Arc::clone(&process));
             self.front.process = Some(process);
         }
+        descriptors.next().into_iter().for_each(|alive| await_ending(&self.shared, front.pid, alive));
     }
 
     /// From now on this standby goes on when the next front server is there.
@@ -240,8 +276,6 @@ impl Fronts {
         self.heartbeat.forget();
         let dead = self.front.pid;
         self.front.fence();
-        // It may have thousands of descriptors to give back yet.
-        process::let_give_way(dead);
         if !self.ends {
             log::warn!("front server {dead} died; launching the next, clients are served on");
         }
@@ -305,7 +339,10 @@ impl Fronts {
             anyhow::ensure!(looks < CHECKS, "the one launched has stood still at its start; killing it");
         }
         match control::receive(socket).context("the one launched")? {
-            Some((FrontMessage::Supervising { group }, _)) => Ok(group),
+            Some((FrontMessage::Supervising { group }, alive)) => {
+                alive.into_iter().for_each(|alive| await_ending(&self.shared, self.front.pid, alive));
+                Ok(group)
+            }
             Some(_) => {
                 anyhow::bail!("the one launched began with something else; is it of the same release?")
             }
@@ -343,7 +380,7 @@ impl FrontServer {
         }
         control::send(socket.as_fd(), &inherit, &descriptors).context("can't tell the front server")?;
         let (child, process) =
-            program::launch("kvs-front", "--inherited", &own.options, theirs, Urgency::Now)?;
+            program::launch("kvs-front", "--inherited", &own.options, theirs, Urgency::Soon)?;
         let process = Some(Arc::new(process));
         Ok(Self { pid: child.pid(), socket: Arc::new(socket), process, child: Some(child) })
     }

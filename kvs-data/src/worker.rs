@@ -56,9 +56,6 @@ const SPIN: Duration = Duration::from_micros(50);
 const YIELD_MAX: Duration = Duration::from_micros(150);
 /// How long the core counts as wanted by others after that.
 const CROWDED: Duration = Duration::from_millis(20);
-/// And when another server is started, or prepares: that one runs until the clock ticks if a worker yields to it, but a worker that sleeps is
-/// woken on its core at once.
-const CROWDED_BY_SERVER: Duration = Duration::from_millis(200);
 /// Pause between two looks whether a replaced value is still being sent.
 const GARBAGE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -83,8 +80,6 @@ pub enum Command {
         /// To whom.
         reply: Sender<Vec<ClientInfo>>,
     },
-    /// Another server is about to be started, which wants a core.
-    MakeWay,
     /// Another front server is there; it gets duplicates of all clients' sockets.
     IntroduceToFront {
         /// The socket to it.
@@ -263,7 +258,7 @@ impl<'s> Worker<'s> {
             hand: 0,
             stop_at: None,
             spins: false,
-            crowded_until: Instant::now() + CROWDED_BY_SERVER,
+            crowded_until: Instant::now(),
         }
     }
 
@@ -346,7 +341,7 @@ impl<'s> Worker<'s> {
         let timeout = self.timeout();
         let start = Instant::now();
         let mut now = start;
-        while self.spins && now - start < SPIN {
+        while self.spins && now - start < SPIN && !self.shared.is_crowded(now) {
             if self.look(events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
                 return;
             }
@@ -360,7 +355,7 @@ impl<'s> Worker<'s> {
         }
         self.look(events, timeout.as_ref());
         let end = Instant::now();
-        self.spins = end - start < 2 * SPIN && end > self.crowded_until;
+        self.spins = end - start < 2 * SPIN && end > self.crowded_until && !self.shared.is_crowded(end);
     }
 
     /// Takes events from the kernel, within `timeout`; whether there were any.
@@ -434,7 +429,6 @@ impl<'s> Worker<'s> {
                     // The main thread may have stopped listening.
                     let _ = reply.send(infos);
                 }
-                Command::MakeWay => self.crowded_until = Instant::now() + CROWDED_BY_SERVER,
                 Command::IntroduceToFront { socket } => {
                     self.adopt_some(usize::MAX)?;
                     self.front = Keeper::ignorant(socket);
@@ -442,7 +436,7 @@ impl<'s> Worker<'s> {
                 Command::IntroduceToStandby { socket } => {
                     self.adopt_some(usize::MAX)?;
                     self.standby = Some(Keeper::ignorant(socket));
-                    self.crowded_until = Instant::now() + CROWDED_BY_SERVER;
+                    self.shared.make_way();
                 }
                 Command::Stop => {
                     self.adopt_some(usize::MAX)?;

@@ -171,9 +171,11 @@ impl DataServer {
     ///
     /// # Errors
     /// It is dead, or takes nothing; or no descriptors are left.
-    pub fn introduce_itself(&self, watching: &FrontMessage) -> anyhow::Result<()> {
+    pub fn introduce_itself(&self, front: &Front, watching: &FrontMessage) -> anyhow::Result<()> {
         let own = process::own().context("can't open this process for the standby")?;
-        if let Err(error) = control::send(self.socket.as_fd(), watching, &[own.as_fd()]) {
+        if let Err(error) =
+            control::send(self.socket.as_fd(), watching, &[own.as_fd(), front.liveness.as_fd()])
+        {
             log::debug!("can't tell standby {}: {error}", self.pid);
         }
         Ok(())
@@ -230,7 +232,7 @@ fn tell_start(
     };
     let own = process::own().context("can't open this process for the data server")?;
     let mut descriptors = estate.descriptors();
-    descriptors.extend([own.as_fd(), liveness.as_fd()]);
+    descriptors.extend([own.as_fd(), front.liveness.as_fd(), liveness.as_fd()]);
     match purpose {
         Purpose::First | Purpose::Inherit => {}
         Purpose::Succeed(segment, epolls) => {
@@ -252,12 +254,16 @@ enum End {
 }
 
 impl End {
-    fn wait(&self) -> Option<ExitStatus> {
+    /// Waits for it. One that has not ended of its own accord is still to be reaped, for which nobody waits.
+    fn wait(self) -> (Option<ExitStatus>, Option<Child>) {
         match self {
-            End::OfChild(child) => child.await_end().ok(),
+            End::OfChild(child) => match child.await_end() {
+                Ok(status) if status.code().is_none() => (Some(status), Some(child)),
+                _ => (child.wait().ok(), None),
+            },
             End::OfAnother(process) => {
                 process::await_end(process.as_fd());
-                None
+                (None, None)
             }
         }
     }
@@ -288,14 +294,12 @@ impl Receiver {
         }
         // The supervisor listens for as long as the process runs; so below.
         let _ = front.events.send(Event::Dead(generation));
-        let status = self.end.wait();
+        let (status, killed) = self.end.wait();
         if let Some(status) = status.filter(|status| !status.success()) {
             log::info!("the data server has ended: {status}");
         }
         let _ = front.events.send(Event::Ended(generation, status));
-        if let End::OfChild(child) = self.end {
-            process::reap(child);
-        }
+        killed.into_iter().for_each(process::reap);
     }
 
     fn take(&mut self, front: &Front, generation: u64, message: DataMessage, descriptors: Vec<OwnedFd>) {

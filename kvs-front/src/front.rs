@@ -14,6 +14,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use crossbeam_channel::Sender;
 use kvs_core::control::DataMessage;
+use kvs_core::liveness::{LivenessPage, MAIN_SLOT};
 use kvs_front::estate::Estate;
 use kvs_front::options::ServerOptions;
 use kvs_front::process;
@@ -70,6 +71,8 @@ pub struct Front {
     pub events: Sender<Event>,
     /// When this process began.
     pub begun: Instant,
+    /// Tells of this process's death before all that it has is given back.
+    pub liveness: LivenessPage,
     /// systemd's store for descriptors, where there is one.
     store: Option<Arc<DescriptorStore>>,
     /// None once the store ends.
@@ -85,10 +88,10 @@ struct Processes {
 }
 
 impl Front {
-    /// Nothing has happened yet.
+    /// Nothing has happened yet. To be called by the main thread, which is alive for as long as the process is.
     ///
     /// # Errors
-    /// When the address of the TCP socket can't be told.
+    /// When the address of the TCP socket can't be told, or there is no memory for a page.
     pub fn new(
         options: ServerOptions,
         limit: ConnectionLimit,
@@ -97,6 +100,8 @@ impl Front {
         begun: Instant,
     ) -> anyhow::Result<Self> {
         let store = DescriptorStore::of_service().map(Arc::new);
+        let liveness = LivenessPage::create().context("can't make the liveness page")?;
+        liveness.claim(MAIN_SLOT)?;
         Ok(Self {
             limit,
             tcp_address: estate.tcp.local_addr().context("can't tell the TCP address")?,
@@ -107,6 +112,7 @@ impl Front {
             link: Link::new(),
             events,
             begun,
+            liveness,
             estate: Mutex::new(Some(estate)),
             processes: Mutex::default(),
             options,

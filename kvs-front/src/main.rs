@@ -100,10 +100,8 @@ fn main() -> ExitCode {
     }
     start_logging(&options.server.log_level);
     process::abort_on_panic();
-    if options.inherited
-        && let Err(error) = process::go_on_when_launcher_dies()
-    {
-        log::warn!("a death of the data server while this process stands still will go unnoticed: {error}");
+    if options.inherited {
+        process::begin_launched("data server");
     }
     let run = if options.inherited { take_over } else { start };
     match run(options.server, begun) {

@@ -84,14 +84,6 @@ pub fn await_end(process: BorrowedFd<'_>) {
     }
 }
 
-/// Lets what is left of the other server, which is proven dead, give way to the living.
-pub fn let_give_way(dead: u32) {
-    let done = priority::give_way_if_ending(dead).and_then(|()| priority::end_in_time(vec![dead]));
-    if let Err(error) = done {
-        log::debug!("the dead server {dead} takes what it needs of the cores: {error}");
-    }
-}
-
 /// Takes the other server, which this process has launched and which has ended, out of the kernel's lists, in a thread that has nothing
 /// else to do: it takes a tenth of a second with ten thousand clients.
 pub fn reap(child: Child) {
@@ -106,13 +98,15 @@ pub fn reap(child: Child) {
     let _ = child.reap_at_leisure(own.saturating_add(FIRST_CLIENT_DESCRIPTOR.unsigned_abs()));
 }
 
-/// Should this process stand still when the one that launched it dies, the kernel lets it go on, so that it can notice. To be
-/// called by one that the other server launched, from its main thread.
-///
-/// # Errors
-/// Never, on Linux.
-pub fn go_on_when_launcher_dies() -> std::io::Result<()> {
-    Ok(rustix::process::set_parent_process_death_signal(Some(Signal::CONT))?)
+/// What a server begins with that the other one, `launcher`, has launched, in its main thread. It gave way to clients while it was loaded,
+/// and doesn't any longer. And should it stand still when the launcher dies, the kernel lets it go on, so that it can notice.
+pub fn begin_launched(launcher: &str) {
+    if let Err(error) = priority::begin() {
+        log::warn!("this server gets what others leave of the cores: {error}");
+    }
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::CONT)) {
+        log::warn!("a death of the {launcher} while this process stands still will go unnoticed: {error}");
+    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,8 @@ struct Pad {
 pub enum Urgency {
     /// Somebody waits for it.
     Now,
+    /// Clients are served meanwhile: it gives way to them while it is loaded.
+    Soon,
     /// Nobody does: it gives way to whoever wants its core, if it may stop doing so, which is up to the program
     /// ([`Rank`]).
     AtLeisure,
@@ -181,9 +183,10 @@ pub fn launch<A: AsRef<OsStr>>(
         output: output.as_raw_fd(),
         signals: no_signals(),
         rank: match urgency {
-            Urgency::Now => None,
+            Urgency::Now | Urgency::Soon => None,
             Urgency::AtLeisure => Some(priority::rank_at_birth()?),
         },
+        urgency,
         error: 0,
     };
     dup3(&input, place, DupFlags::CLOEXEC)?;
@@ -222,6 +225,7 @@ struct Plan {
     signals: libc::sigset_t,
     /// So that others go first already while it is loaded; else it is this thread's.
     rank: Option<Rank>,
+    urgency: Urgency,
     /// Why the program could not be executed.
     error: c_int,
 }
@@ -252,8 +256,9 @@ impl Plan {
         // SAFETY: the child may have stored to it, through a pointer, before `clone` returned.
         match unsafe { (&raw const self.error).read_volatile() } {
             0 => {
-                if self.rank.is_some() {
-                    priority::load_at_leisure(child.pid());
+                if self.urgency != Urgency::Now {
+                    // At worst it takes its share.
+                    let _ = priority::load_at_leisure(child.pid());
                 }
                 Ok((child, process))
             }

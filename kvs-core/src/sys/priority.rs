@@ -19,11 +19,11 @@ use std::fs;
 use std::io;
 use std::sync::OnceLock;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, getpriority_process};
+use rustix::process::{Pid, getpriority_process, setpriority_process};
 
-use super::process::is_ending;
+use super::process::{is_ending, is_running};
 
 /// A tenth of the weight of those that are given way to.
 const NICE: i32 = 10;
@@ -41,12 +41,14 @@ const FIRST_OF_ALL: u32 = 1;
 /// How long somebody who has much to do, and for whom nobody waits, sleeps between two pieces of it, so that others get the core. The scheduler
 /// may take who only yields for the one whose turn it is.
 pub const BREATH: Duration = Duration::from_micros(50);
+/// Time between two choices that the scheduler is made to make.
+const BETWEEN_CHOICES: Duration = Duration::from_micros(150);
 /// How long the dead may be starved by whoever else wants their cores.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// Lets what is left of the process that has `pid`, if it is ending, give way to every other thread that wants its core. One that isn't
+/// Lets what is left of the process that has `pid`, if it is ending, give way to every other thread that wakes up on its core. One that isn't
 /// ending is left as it is: so it does no harm when the pid has gone to another. Whoever calls this sees to it that
-/// [it comes to its end](end_in_time).
+/// [it comes to its end](see_off).
 ///
 /// # Errors
 /// What the kernel says: that it has just gone, or is another user's.
@@ -58,27 +60,35 @@ pub fn give_way_if_ending(pid: u32) -> io::Result<()> {
     change_if_ending(pid, |thread, nice| set(thread, nice.max(NICE), SLICE_LONGEST_NS))
 }
 
-/// Lets what is left of those who gave way have a share of their cores, if they are ending still when [`PATIENCE`] is over: on a busy
-/// machine they might not get to it otherwise, and somebody may wait for what they hold. Starts a thread.
+/// Stays with those who gave way until they have come to their end.
 ///
-/// # Errors
-/// There is no memory for it: they have it at once.
-pub fn end_in_time(pids: Vec<u32>) -> io::Result<()> {
+/// Whoever wakes up gets the core, but who waited for it already, or has to wait while one of several threads that are ending is chosen for a
+/// turn that it was due, waits until the clock ticks. So the scheduler is made to choose again, every now and then. And on a busy machine
+/// they might not come to their end at all, and somebody may wait for what they hold: after [`PATIENCE`] they have a share of their cores.
+pub fn see_off(pids: &[u32]) {
     if !can_return() {
-        return Ok(());
+        return;
     }
-    let share = |pids: &[u32]| {
-        for pid in pids {
-            // Most have ended by now.
-            let _ = change_if_ending(*pid, |thread, _| set(thread, NICE, SLICE_LONGEST_NS));
+    let until = Instant::now() + PATIENCE;
+    while pids.iter().any(|pid| is_ending(*pid) && is_running(*pid)) {
+        if Instant::now() > until {
+            return pids.iter().for_each(|pid| let_end(*pid));
         }
-    };
-    let patient = pids.clone();
-    let started = thread::Builder::new().name("end-in-time".into()).spawn(move || {
-        thread::sleep(PATIENCE);
-        share(&patient);
-    });
-    started.map(|_| ()).inspect_err(|_| share(&pids))
+        for pid in pids {
+            // It makes no difference in the idle class, but the scheduler chooses again when it becomes the least.
+            let _ = change_if_ending(*pid, |thread, _| {
+                let thread = Pid::from_raw(thread);
+                setpriority_process(thread, NICE_MOST - 1)?;
+                Ok(setpriority_process(thread, NICE_MOST)?)
+            });
+        }
+        thread::sleep(BETWEEN_CHOICES);
+    }
+}
+
+fn let_end(pid: u32) {
+    // It may have ended by now.
+    let _ = change_if_ending(pid, |thread, _| set(thread, NICE, SLICE_LONGEST_NS));
 }
 
 /// Calls `change` with each thread of the process that has `pid`, and its nice value, if that process is ending.
@@ -86,13 +96,16 @@ fn change_if_ending(pid: u32, change: impl Fn(i32, i32) -> io::Result<()>) -> io
     if !is_ending(pid) {
         return Ok(());
     }
+    let mut done = Ok(());
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let name = thread?.file_name();
         let id = name.to_str().and_then(|name| name.parse::<i32>().ok());
         let Some(id) = id else { continue };
-        change(id, getpriority_process(Pid::from_raw(id))?)?;
+        // One that has just ended keeps none of the others from being changed.
+        let nice = getpriority_process(Pid::from_raw(id)).map_err(io::Error::from);
+        done = done.and(nice.and_then(|nice| change(id, nice)));
     }
-    Ok(())
+    done
 }
 
 /// Lets the calling thread, and those that it starts, give way to every other that wants its core, from now on.
@@ -164,13 +177,42 @@ pub(super) fn take_at_birth(rank: Rank) {
     let _ = set(CALLING, rank.0, SLICE_LONGEST_NS);
 }
 
-/// Lets the process that has become that program do the rest of its loading in what others leave of the cores. It
-/// [leaves](Rank::leave) that when it begins.
-pub(super) fn load_at_leisure(pid: u32) {
-    if can_return() {
-        // At worst it takes its share.
-        let _ = leave_to_others(pid.cast_signed());
+/// Lets the process that has just become another program, and has one thread, be loaded in what others leave of the cores. It
+/// takes its share when it [begins](begin), or when [`PATIENCE`] is over.
+///
+/// # Errors
+/// What the kernel says; it takes its share then.
+pub(super) fn load_at_leisure(pid: u32) -> io::Result<()> {
+    if !can_return() {
+        return Ok(());
     }
+    let pid = pid.cast_signed();
+    let nice = getpriority_process(Pid::from_raw(pid))?;
+    let share = move || {
+        if is_left_to_others(pid) {
+            // It has ended, at worst.
+            let _ = set(pid, nice, SLICE_USUAL);
+        }
+    };
+    leave_to_others(pid)?;
+    let in_time = thread::Builder::new().name("load-in-time".into()).spawn(move || {
+        thread::sleep(PATIENCE);
+        share();
+    });
+    in_time.map(|_| ()).inspect_err(|_| share())
+}
+
+/// What a program begins with that was [launched](super::launch): from now on it takes the share that its nice value gives it, unless the
+/// one who launched it doesn't either.
+///
+/// # Errors
+/// What the kernel says.
+pub fn begin() -> io::Result<()> {
+    let launcher = rustix::process::getppid().map_or(CALLING, |pid| pid.as_raw_nonzero().get());
+    if is_left_to_others(CALLING) && !is_left_to_others(launcher) {
+        set(CALLING, getpriority_process(None)?, SLICE_USUAL)?;
+    }
+    Ok(())
 }
 
 /// Whether a thread of this process that has given way may take its rank again: the superuser's may, and those whose `RLIMIT_NICE`
@@ -218,6 +260,11 @@ fn leave_to_others(thread: i32) -> io::Result<()> {
     apply(thread, &Attributes { policy, ..Attributes::default() })
 }
 
+fn is_left_to_others(thread: i32) -> bool {
+    // SAFETY: plain numbers.
+    unsafe { libc::sched_getscheduler(thread) == libc::SCHED_IDLE }
+}
+
 fn apply(thread: i32, attributes: &Attributes) -> io::Result<()> {
     // SAFETY: the kernel only reads the attributes, whose size they tell and which outlive the call; no memory is shared with that
     // thread.
@@ -232,10 +279,8 @@ mod tests {
     //! Goal: only who is ending gives way, and nobody for longer than it wants. Method: a child that has ended and isn't waited for yet,
     //! and one that runs; a thread's nice value.
 
-    use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
-
     use super::*;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn rank_that_was_left_is_taken_again_where_that_is_allowed() {
@@ -305,9 +350,10 @@ mod tests {
         } else {
             assert_eq!((nice(pid), policy(pid)), (NICE.max(before.0), before.1));
         }
-        end_in_time(vec![pid]).expect("a thread");
-        wait_until("it isn't starved for ever", || policy(pid) == before.1);
-        assert_eq!(nice(pid), NICE.max(before.0));
+        wait_until("it was killed", || !is_running(pid));
+        see_off(&[pid]);
+        let_end(pid);
+        assert_eq!((nice(pid), policy(pid)), (NICE.max(before.0), before.1), "it isn't starved for ever");
         child.wait().expect("it is dead");
         assert!(!is_ending(pid), "nobody has the pid");
     }

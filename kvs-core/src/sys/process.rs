@@ -66,6 +66,11 @@ pub fn is_ending(pid: u32) -> bool {
     Stat::read(pid).is_ok_and(|stat| stat.flags & EXITING != 0)
 }
 
+/// Whether the process that has `pid` now has a running thread. No when that can't be known.
+pub fn is_running(pid: u32) -> bool {
+    Stat::read(pid).is_ok_and(|stat| stat.is_running())
+}
+
 /// How many descriptors the process that has `pid` now has open; None when that can't be known.
 pub fn open_descriptors(pid: u32) -> Option<u64> {
     let path = format!("/proc/{pid}/fd");

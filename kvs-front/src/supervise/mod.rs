@@ -34,7 +34,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use crossbeam_channel::Receiver;
-use kvs_core::control::{DataMessage, FrontMessage, StartKind};
+use kvs_core::control::{self, DataMessage, FrontMessage, StartKind};
+use kvs_core::sys::priority;
 use kvs_front::pace::Pace;
 use kvs_front::process;
 
@@ -187,7 +188,9 @@ impl Supervisor {
         self.front.link.connect(server.generation, Arc::clone(&server.socket));
         let group = process::own_group();
         // The first thing that the data server hears: operators, who have it told more, come after.
-        if let Err(error) = server.tell(&FrontMessage::Supervising { group }) {
+        let supervising = FrontMessage::Supervising { group };
+        if let Err(error) = control::send(server.socket.as_fd(), &supervising, &[self.front.liveness.as_fd()])
+        {
             log::debug!("can't tell data server {}: {error}", server.pid);
         }
         self.open_for_operators()?;
@@ -307,7 +310,7 @@ impl Supervisor {
         } else {
             log::warn!("data server {} died; launching the next", dead.pid);
             // It may still be giving back thousands of descriptors on the core that the next one needs.
-            process::let_give_way(dead.pid);
+            let_give_way(dead.pid);
         }
         // Nobody is left to introduce anybody.
         self.knows_all = true;
@@ -517,5 +520,16 @@ impl Supervisor {
             }
         }
         false
+    }
+}
+
+/// Lets what is left of a dead data server give way, for a while.
+fn let_give_way(dead: u32) {
+    if let Err(error) = priority::give_way_if_ending(dead) {
+        log::debug!("the dead data server {dead} takes what it needs of the cores: {error}");
+    }
+    let see_off = move || priority::see_off(&[dead]);
+    if let Err(error) = std::thread::Builder::new().name("see-off".into()).spawn(see_off) {
+        log::debug!("the dead data server {dead} gets what others leave of the cores: {error}");
     }
 }

@@ -120,10 +120,10 @@ impl Supervisor {
         self.generation += 1;
         let standby =
             self.front.keep_standby(|| DataServer::inherit(&self.front, self.generation, standby))?;
-        standby.introduce_itself(&FrontMessage::Watching {
-            front: own_identity()?,
-            group: process::own_group(),
-        })?;
+        standby.introduce_itself(
+            &self.front,
+            &FrontMessage::Watching { front: own_identity()?, group: process::own_group() },
+        )?;
         self.heart.watch_standby(standby.pid, standby.process());
         self.standby = Some(standby);
         Ok(())
