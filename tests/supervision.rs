@@ -247,15 +247,44 @@ fn servers_killed_at_random_lose_no_acknowledged_write_and_are_never_two() {
     verify(&store, &journals);
 }
 
-/// Threads of a process that have another nice value than the first one of `other`, by their names.
+/// Threads of a process that have another nice value or class than the first one of `other`, by their names.
 fn threads_of_other_rank(pid: Pid, other: Pid) -> Vec<String> {
-    let nice = |stat: &str| -> Option<String> {
-        Some(stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.to_owned())
+    // The nice value, and whether it is in the class of those who get what others leave.
+    let rank = |stat: &str| -> Option<(String, bool)> {
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        Some(((*fields.get(16)?).to_owned(), *fields.get(38)? == "5"))
     };
-    let own = fs::read_to_string(format!("/proc/{other}/stat")).ok().and_then(|stat| nice(&stat));
+    let own = fs::read_to_string(format!("/proc/{other}/stat")).ok().and_then(|stat| rank(&stat));
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
-    stats.filter(|stat| nice(stat) != own).collect()
+    stats.filter(|stat| rank(stat) != own).collect()
+}
+
+/// How many threads of the process have this name.
+fn threads_named(pid: Pid, name: &str) -> usize {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+    names.filter(|found| found.trim_end() == name).count()
+}
+
+#[test]
+fn data_watches_the_front_server_of_the_moment_alone_whoever_launched_which() {
+    let store = Store::start();
+    for kills_data in [false, true, false, false, true] {
+        store.await_standby();
+        if kills_data {
+            let dead = store.data_pid();
+            send(dead, Signal::KILL);
+            eventually("the standby has taken over", SOON, || store.data_pid() != dead);
+        } else {
+            let dead = store.kill_front();
+            eventually("there is another front server", SOON, || store.present_front_pid() != dead);
+        }
+        eventually("one thread waits for its death", SOON, || {
+            threads_named(store.data_pid(), "watch-front") == 1
+                && threads_named(store.data_pid(), "reap-front") == 0
+        });
+    }
 }
 
 #[test]
