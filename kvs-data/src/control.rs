@@ -243,7 +243,7 @@ impl Server {
         let survivors = if is_restoring { resume::survivors(&shared.segment)? } else { Vec::new() };
         // The workers free those of the clients that they have, or begin to use them: perhaps they have already.
         let mut is_taken = vec![false; shared.segment.header()?.connection_slots_reserved.load() as usize];
-        let is_served = shared.front_at_begin.get().is_some();
+        let is_served = shared.has_begun();
         for index in considerate(is_served, survivors.iter().map(|(_, index)| index).chain(seated.values())) {
             is_taken.get_mut(*index as usize).into_iter().for_each(|taken| *taken = true);
         }

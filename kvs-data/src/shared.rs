@@ -80,6 +80,11 @@ impl Shared {
         let _ = self.front_at_begin.set(front);
     }
 
+    /// Whether they have begun.
+    pub fn has_begun(&self) -> bool {
+        self.front_at_begin.get().is_some()
+    }
+
     /// Another server is ending, is started or prepares: that one runs until the clock ticks if a worker yields to it, but a worker that sleeps
     /// is woken on its core at once.
     pub fn make_way(&self) {

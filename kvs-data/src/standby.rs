@@ -40,7 +40,7 @@ use crate::control::{Prepared, Server};
 use crate::shared::Shared;
 use crate::start::{self, Told};
 use crate::wait::wait_for;
-use crate::watch_front::Origin;
+use crate::watch_front::{Origin, await_ending};
 
 /// The watching thread's slot of the liveness page.
 const SLOT: usize = FIRST_HELPER_SLOT + 2;
@@ -89,7 +89,7 @@ pub fn stand(
     options: &ServerOptions,
     told: Told,
     liveness: LivenessPage,
-    origin: Origin,
+    mut origin: Origin,
     watched: Watched,
     begun: Instant,
 ) -> anyhow::Result<Option<Server>> {
@@ -103,6 +103,7 @@ pub fn stand(
     let link = Arc::new(watched.link);
     let Some(epolls) = receive_epolls(&link, &origin)? else { return Ok(None) };
     let prepared = Prepared::new(options, &table, liveness, begun, rank, epolls)?;
+    origin.alive.take().into_iter().for_each(|alive| await_ending(&prepared.shared, origin.front.pid, alive));
     let front = Arc::new(Mutex::new(Arc::clone(&origin.socket)));
     let taking_over = TakingOver {
         options: options.clone(),
@@ -239,7 +240,10 @@ impl Standby {
                         (self.origin.front, self.origin.group) = (front, group);
                         let mut descriptors = descriptors.into_iter();
                         self.origin.process = descriptors.next().map(Arc::new);
-                        self.origin.alive = descriptors.next();
+                        let alive = descriptors.next();
+                        alive
+                            .into_iter()
+                            .for_each(|alive| await_ending(&self.prepared.shared, front.pid, alive));
                     }
                     Ok(Some((message, _))) => log::warn!("told something out of turn: {message:?}"),
                     // The data server launches another one; or, if it is dead too, this process does when it serves.
@@ -258,7 +262,7 @@ impl Standby {
     fn meet(&mut self, sockets: Vec<OwnedFd>) {
         let Some(socket) = sockets.into_iter().next().map(Arc::new) else { return };
         // It says who it is when it begins; before that it has ended when its socket did.
-        (self.origin.process, self.origin.alive) = (None, None);
+        self.origin.process = None;
         self.origin.socket = Arc::clone(&socket);
         *self.front.lock().unwrap_or_else(PoisonError::into_inner) = socket;
         if self.strangers == 0 {

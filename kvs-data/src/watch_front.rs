@@ -157,8 +157,9 @@ impl StandbyPeer {
     }
 }
 
-/// Has what is left of the front server give way as soon as it is ending: its socket hangs up when it has given back all that it had.
-fn await_ending(shared: &Arc<Shared>, front: u32, alive: OwnedFd) {
+/// Has what is left of the front server give way as soon as it is ending: its socket hangs up when it has given back all that it had. A standby
+/// does so, too, since both others may end at once.
+pub fn await_ending(shared: &Arc<Shared>, front: u32, alive: OwnedFd) {
     let shared = Arc::clone(shared);
     let wait = move || {
         // The main thread may give way. And it would be put behind the dying one.
@@ -173,7 +174,10 @@ fn await_ending(shared: &Arc<Shared>, front: u32, alive: OwnedFd) {
                 if let Err(error) = priority::give_way_if_ending(front) {
                     log::debug!("dead front server {front} takes what it needs of the cores: {error}");
                 }
-                priority::see_off(&[front]);
+                // Else the data server that serves does, or the thread that takes over from it.
+                if shared.has_begun() {
+                    priority::see_off(&[front]);
+                }
             }
             Err(error) => log::debug!("front server {front} won't give way at its end: {error}"),
         }
