@@ -93,9 +93,10 @@ fn let_end(pid: u32) {
 
 /// Calls `change` with each thread of the process that has `pid`, and its nice value, if that process is ending.
 fn change_if_ending(pid: u32, change: impl Fn(i32, i32) -> io::Result<()>) -> io::Result<()> {
-    if !is_ending(pid) {
-        return Ok(());
-    }
+    if is_ending(pid) { change_threads(pid, change) } else { Ok(()) }
+}
+
+fn change_threads(pid: u32, change: impl Fn(i32, i32) -> io::Result<()>) -> io::Result<()> {
     let mut done = Ok(());
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let name = thread?.file_name();
@@ -186,20 +187,25 @@ pub(super) fn load_at_leisure(pid: u32) -> io::Result<()> {
     if !can_return() {
         return Ok(());
     }
-    let pid = pid.cast_signed();
-    let nice = getpriority_process(Pid::from_raw(pid))?;
-    let share = move || {
-        if is_left_to_others(pid) {
-            // It has ended, at worst.
-            let _ = set(pid, nice, SLICE_USUAL);
-        }
-    };
-    leave_to_others(pid)?;
+    let nice = getpriority_process(Pid::from_raw(pid.cast_signed()))?;
+    leave_to_others(pid.cast_signed())?;
     let in_time = thread::Builder::new().name("load-in-time".into()).spawn(move || {
         thread::sleep(PATIENCE);
-        share();
+        take_share(pid, nice);
     });
-    in_time.map(|_| ()).inspect_err(|_| share())
+    in_time.map(|_| ()).inspect_err(|_| take_share(pid, nice))
+}
+
+/// Lets all threads of a process that get what others leave have the share that `nice` gives them. It may have begun before it was put
+/// there: then those that it has started since are there, too.
+fn take_share(pid: u32, nice: i32) {
+    // Who is started while the first thread is changed comes with the second look.
+    for _ in 0..2 {
+        // It has ended, at worst.
+        let _ = change_threads(pid, |thread, _| {
+            if is_left_to_others(thread) { set(thread, nice, SLICE_USUAL) } else { Ok(()) }
+        });
+    }
 }
 
 /// What a program begins with that was [launched](super::launch): from now on it takes the share that its nice value gives it, unless the
@@ -316,6 +322,25 @@ mod tests {
             });
         });
         assert_eq!(policy(), ordinary, "it is for that thread alone");
+    }
+
+    #[test]
+    fn thread_that_was_left_to_others_takes_its_share_whichever_it_is() {
+        if !can_return() {
+            return;
+        }
+        let idle = std::thread::spawn(|| {
+            leave_to_others(CALLING).expect("it may return");
+            std::thread::spawn(|| {
+                assert!(is_left_to_others(CALLING), "it is as who started it");
+                take_share(std::process::id(), 0);
+                assert!(!is_left_to_others(CALLING));
+            })
+            .join()
+            .expect("no panic");
+            assert!(!is_left_to_others(CALLING));
+        });
+        idle.join().expect("no panic");
     }
 
     fn nice(pid: u32) -> i32 {
