@@ -87,8 +87,12 @@ impl Agreement<'_> {
             self.pieces_are_kept(slot, part(&self.expected.requests, 0, executed)?)?;
         }
         let received = slot.received.load().wrapping_sub(self.base.received);
-        let unread = part(&self.expected.requests, executed, received)?;
-        self.ring_holds(&slot.input, u64::from(self.base.executed) + executed, unread, "requests")?;
+        // What a large value goes on with may have been received where its list goes on.
+        let direct_until = slot.direct_until.load().saturating_sub(self.base.received);
+        let in_ring = direct_until.min(received).max(executed);
+        self.list_goes_on(slot, part(&self.expected.requests, executed, in_ring)?)?;
+        let unread = part(&self.expected.requests, in_ring, received)?;
+        self.ring_holds(&slot.input, u64::from(self.base.executed) + in_ring, unread, "requests")?;
         let sent = slot.sent.load().wrapping_sub(u64::from(self.base.produced));
         let outgoing = slot.outgoing_start.load().wrapping_sub(u64::from(self.base.produced));
         let in_ring = outgoing.clamp(sent, produced);
@@ -112,6 +116,19 @@ impl Agreement<'_> {
             self.segment.memory().read_bytes(offset, &mut found[start..])?;
         }
         demand!(executed.ends_with(&found), "the list of a value does not end with what was executed last");
+        Ok(())
+    }
+
+    /// Behind what it has, the list of the value that comes in holds what was received and isn't executed.
+    fn list_goes_on(&self, slot: &ConnectionSlot, wanted: &[u8]) -> anyhow::Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let list = must("the list of a value", BlockList::open(self.segment, slot.assembly.load()))?;
+        let (offset, _) = list.piece(list.filled()?)?;
+        let mut found = vec![0; wanted.len()];
+        self.segment.memory().read_bytes(offset, &mut found)?;
+        demand!(found == wanted, "the requests behind `committed` are not where the list of a value goes on");
         Ok(())
     }
 
